@@ -1,0 +1,7 @@
+"""App038, the sample system: a Laravel shop's databases, filled to a given size, under a small steady load."""
+
+from lab.app038._create import BACKUP_ROLE, DATABASE, REPORTING_DATABASE, SETTINGS, create
+from lab.app038._fill import fill
+from lab.app038._load import Load, paused
+
+__all__ = ["BACKUP_ROLE", "DATABASE", "REPORTING_DATABASE", "SETTINGS", "Load", "create", "fill", "paused"]

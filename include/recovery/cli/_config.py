@@ -1,0 +1,101 @@
+"""`recovery config check`: the file, then every system that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+import typer
+from rich.console import Console
+
+from recovery import config
+from recovery.cli._run import ConfigFile, Identity, Json, Verbose, failed, run, table
+from recovery.errors import RecoveryError
+from recovery.installation import Installation
+from recovery.postgres import inspect
+
+
+class State(StrEnum):
+    OK = "ok"
+    FAILED = "failed"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Reached:
+    what: str
+    state: State
+    detail: str
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="The configuration file.", no_args_is_help=True)
+    group.command("check")(check)
+    app.add_typer(group, name="config")
+
+
+def check(
+    config_file: ConfigFile = None, identity: Identity = None, json: Json = False, verbose: Verbose = False
+) -> None:
+    """Validate recovery.yaml, then reach every system that it names."""
+    with run(json=json, config_file=config_file, identity_file=identity, verbose=verbose) as call:
+        installation = call.installation()
+        results = list(_reach_all(installation))
+
+        def human(console: Console) -> None:
+            console.print(f"{config.config_path(config_file)}: valid", highlight=False)
+            lines = table("system", "state", "detail")
+            for result in results:
+                style = {"ok": "green", "failed": "red"}.get(result.state, "yellow")
+                lines.add_row(result.what, f"[{style}]{result.state}[/]", result.detail)
+            console.print(lines)
+
+        call.emit({"valid": True, "systems": [asdict(result) for result in results]}, human)
+        failed(any(result.state is State.FAILED for result in results))
+
+
+def _reach_all(installation: Installation) -> Iterator[Reached]:
+    configuration = installation.configuration
+    for name in configuration.repositories:
+        yield _reach(f"repository {name}", lambda name=name: _repository(installation, name))  # type: ignore[misc]
+    for name in configuration.postgres:
+        yield _reach(f"postgres {name}", lambda name=name: _postgres(installation, name))  # type: ignore[misc]
+    yield _identity(installation)
+
+
+def _reach(what: str, probe: Callable[[], str]) -> Reached:
+    try:
+        return Reached(what, State.OK, probe())
+    except RecoveryError as problem:
+        return Reached(what, State.FAILED, str(problem))
+
+
+def _repository(installation: Installation, name: str) -> str:
+    store = installation.store(name)
+    store.check()
+    return store.description
+
+
+def _postgres(installation: Installation, name: str) -> str:
+    source = installation.source(name)
+    server = inspect.inspect(source.connection)
+    inspect.check_base_backup(source.connection, server, configured_tools=source.settings.tools)
+    return f"PostgreSQL {server.version}, system {server.system_identifier}"
+
+
+def _identity(installation: Installation) -> Reached:
+    """A worker that only makes backups rightly has no identity; one that is here must open what is made here."""
+    try:
+        publics = {
+            str(identity.to_public()) for identity in installation.identities() if hasattr(identity, "to_public")
+        }
+    except RecoveryError as problem:
+        return Reached("identity", State.ABSENT, f"no backup can be opened here: {problem}")
+    recipients = installation.configuration.encryption.recipients
+    fitting = publics & set(recipients)
+    if publics and not fitting:
+        return Reached(
+            "identity", State.FAILED, "the identity fits none of encryption.recipients -> give the one that does"
+        )
+    return Reached("identity", State.OK, "opens backups made for " + (", ".join(sorted(fitting)) or "an SSH recipient"))

@@ -1,0 +1,253 @@
+"""recovery.yaml: its schema and how it is read. Every problem is named in one pass, with its path in the file.
+
+The file names systems, repositories, recipients and objectives. It never holds a secret: connections are named by id.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from recovery.errors import ConfigurationError, ConfigurationProblems
+
+CONFIG_VARIABLE = "RECOVERY_CONFIG"
+DEFAULT_PATH = Path(__file__).resolve().parent.parent / "config" / "recovery.yaml"
+SUPPORTED_MAJORS = (15, 16, 17, 18)
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _duration(value: object) -> object:
+    """'15m', '6h', '1h30m', '2d' → timedelta."""
+    if not isinstance(value, str):
+        return value
+    parts = re.findall(r"(\d+)([smhd])", value)
+    if not parts or "".join(number + unit for number, unit in parts) != value:
+        raise ValueError("not a duration: write a number and s, m, h or d, as in 15m or 1h30m")
+    return timedelta(seconds=sum(int(number) * _UNITS[unit] for number, unit in parts))
+
+
+def _connection_id(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", value):
+        raise ValueError("not a connection id (a secret, or a URI?): name an Airflow connection here")
+    return value
+
+
+def _system_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", value):
+        raise ValueError("names are lower-case letters, digits, - and _, at most 63 of them")
+    return value
+
+
+def _recipient(value: str) -> str:
+    from recovery.repository.sealing import parse_recipient
+
+    if value.upper().startswith("AGE-SECRET-KEY-"):
+        raise ValueError("this is a secret identity, not a recipient: put its public key (age-keygen -y) here")
+    try:
+        parse_recipient(value)
+    except Exception:
+        raise ValueError(
+            "not an age recipient: age1... (age-keygen -y KEYFILE) or an ssh-ed25519 / ssh-rsa key"
+        ) from None
+    return value
+
+
+def _prefix(value: str) -> str:
+    if value.startswith("/") or value.endswith("/") or any(part in ("", ".", "..") for part in value.split("/")):
+        raise ValueError("a prefix has no leading, trailing or double slash, and no '.' or '..'")
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+ConnectionId = Annotated[str, AfterValidator(_connection_id)]
+SystemName = Annotated[str, AfterValidator(_system_name)]
+Recipient = Annotated[str, AfterValidator(_recipient)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Encryption(_Strict):
+    recipients: Annotated[list[Recipient], Field(min_length=1)]
+    identity: ConnectionId | None = None
+
+
+class ObjectLock(_Strict):
+    mode: Literal["COMPLIANCE", "GOVERNANCE"]
+    days: Annotated[int, Field(ge=1, le=3650)]
+
+
+class S3Repository(_Strict):
+    connection: ConnectionId
+    bucket: Annotated[str, Field(min_length=3, max_length=63)]
+    prefix: Annotated[str, AfterValidator(_prefix)] = "recovery"
+    object_lock: ObjectLock | None = None
+
+
+class DirectoryRepository(_Strict):
+    path: Path
+
+
+class Repository(_Strict):
+    s3: S3Repository | None = None
+    directory: DirectoryRepository | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Repository:
+        if (self.s3 is None) == (self.directory is None):
+            raise ValueError("name exactly one kind of store: s3 or directory")
+        return self
+
+
+class Compression(_Strict):
+    where: Literal["client", "server"] = "client"
+    level: Annotated[int, Field(ge=1, le=19)] = 1
+    workers: Annotated[int, Field(ge=1, le=64)] = 2
+
+
+class BaseBackupOptions(_Strict):
+    compression: Compression = Compression()
+    max_rate_mib_per_second: Annotated[int, Field(ge=1)] | None = None
+    checkpoint: Literal["fast", "spread"] = "fast"
+
+
+class DumpOptions(_Strict):
+    jobs: Annotated[int, Field(ge=1, le=32)] = 2
+    exclude_databases: list[str] = []
+
+
+class Objectives(_Strict):
+    rto: Duration | None = None
+
+
+class PostgresSystem(_Strict):
+    connection: ConnectionId
+    repository: str
+    base: BaseBackupOptions = BaseBackupOptions()
+    dump: DumpOptions = DumpOptions()
+    tools: dict[int, Path] = {}
+    preload: list[str] = []
+    """Libraries that a sandbox server must preload to open this cluster; any other one stays out of it."""
+    objectives: Objectives = Objectives()
+
+
+class Sandbox(_Strict):
+    """Where drills restore. `user` runs the servers where the caller is root."""
+
+    directory: Path = Path("/var/tmp/recovery")
+    user: str | None = None
+
+
+class Configuration(_Strict):
+    version: Literal[1]
+    encryption: Encryption
+    repositories: Annotated[dict[SystemName, Repository], Field(min_length=1)]
+    postgres: dict[SystemName, PostgresSystem] = {}
+    sandbox: Sandbox = Sandbox()
+
+    @model_validator(mode="after")
+    def _references(self) -> Configuration:
+        for name, system in self.postgres.items():
+            if system.repository not in self.repositories:
+                known = ", ".join(sorted(self.repositories))
+                raise ValueError(
+                    f"postgres.{name}.repository: no repository is named {system.repository!r}; known: {known}"
+                )
+        return self
+
+    def postgres_system(self, name: str) -> PostgresSystem:
+        """The system called `name`; raises ConfigurationError that names the known ones."""
+        try:
+            return self.postgres[name]
+        except KeyError:
+            known = ", ".join(sorted(self.postgres)) or "none"
+            raise ConfigurationError(
+                f"no PostgreSQL system is named {name!r}", where="postgres", remedy=f"use one of: {known}"
+            ) from None
+
+
+def config_path(path: Path | None = None) -> Path:
+    """The file that is used: the given one, else $RECOVERY_CONFIG, else the one shipped beside the package."""
+    return path or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else DEFAULT_PATH)
+
+
+def load(path: Path | None = None) -> Configuration:
+    """Read and check the configuration file; raises ConfigurationProblems with one entry per problem."""
+    path = config_path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise ConfigurationError(
+            f"the configuration cannot be read ({problem.strerror})",
+            where=str(path),
+            remedy=f"name the file with --config or {CONFIG_VARIABLE}",
+        ) from None
+    return parse(text, where=str(path))
+
+
+def parse(text: str, *, where: str = "recovery.yaml") -> Configuration:
+    """Check a configuration's text; `where` names its source in errors."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigurationError(
+            f"not valid YAML{line} ({getattr(problem, 'problem', 'unreadable')})", where=where, remedy="mend the file"
+        ) from None
+    if not isinstance(document, dict):
+        raise ConfigurationError("the file holds no mapping", where=where, remedy="start it with `version: 1`")
+    try:
+        return Configuration.model_validate(document)
+    except ValidationError as problem:
+        raise ConfigurationProblems([_explain(error, where=where) for error in problem.errors()]) from None
+
+
+def _explain(error: ErrorDetails, *, where: str) -> ConfigurationError:
+    location = error["loc"]
+    path = ".".join(str(part) for part in location)
+    at = f"{where}: {path}" if path else where
+    if error["type"] == "extra_forbidden":
+        return ConfigurationError("unknown key", where=at, remedy=_nearest(location))
+    if error["type"] == "missing":
+        return ConfigurationError("this key is required", where=at, remedy="add it")
+    message = error["msg"].removeprefix("Value error, ")
+    what, _, remedy = message.partition(": ")
+    if error["type"] == "value_error":
+        return ConfigurationError(what, where=at, remedy=remedy or "see README.md, Configuration")
+    return ConfigurationError(message[0].lower() + message[1:], where=at, remedy="correct the value")
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    known = _keys_at(Configuration, location[:-1])
+    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"remove it; known here: {', '.join(known)}"
+
+
+def _keys_at(model: Any, path: tuple[int | str, ...]) -> list[str]:
+    """The keys that the schema knows at a path of the file."""
+    for step in path:
+        fields = getattr(model, "model_fields", {})
+        if step in fields:
+            model = _inner(fields[step].annotation)
+        # Otherwise the step is the name of a system or repository: `model` is what the mapping holds already.
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _inner(annotation: Any) -> Any:
+    """The model inside `X`, `X | None` or `dict[str, X]`."""
+    for argument in getattr(annotation, "__args__", ()):
+        found = _inner(argument)
+        if found is not None:
+            return found
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

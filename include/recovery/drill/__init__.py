@@ -1,0 +1,1 @@
+"""Drills: restore in isolation, check, measure, and keep the evidence."""

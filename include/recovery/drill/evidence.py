@@ -1,0 +1,83 @@
+"""The evidence of a drill: what was restored, how long each phase took, what every check found. Written once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from recovery.drill.compare import TableResult
+from recovery.repository import layout
+from recovery.repository.store import ObjectStore, put_once
+from recovery.repository.verify import Verdict
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Phase:
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check's verdict. `unknown` never counts as ok."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One drill. Times are UTC; `rto_seconds` runs from the plan until the restored server accepts queries."""
+
+    id: str
+    system: str
+    backup: str
+    recovery_point: datetime
+    started_at: datetime
+    finished_at: datetime
+    verdict: Verdict
+    rpo_seconds: float
+    rto_seconds: float | None
+    rto_objective_seconds: float | None
+    fetched_bytes: int
+    restored_bytes: int
+    phases: tuple[Phase, ...]
+    checks: tuple[Check, ...]
+    tables: tuple[TableResult, ...]
+    recovery_version: str
+    host: str
+    format_version: int = field(default=FORMAT_VERSION)
+
+    def document(self) -> dict[str, Any]:
+        """The evidence as plain JSON values."""
+        document: dict[str, Any] = json.loads(json.dumps(asdict(self), default=_plain))
+        return document
+
+    @property
+    def key(self) -> str:
+        return layout.evidence(self.started_at, self.id)
+
+
+def write(store: ObjectStore, evidence: Evidence) -> str:
+    """Store the evidence; returns its key. Evidence is never overwritten."""
+    text = json.dumps(evidence.document(), sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+    put_once(store, evidence.key, text.encode())
+    return evidence.key
+
+
+def read_all(store: ObjectStore) -> Iterator[dict[str, Any]]:
+    """Every evidence document, oldest first."""
+    for info in store.scan("evidence/"):
+        yield json.loads(store.get(info.key))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(type(value).__name__)

@@ -1,0 +1,250 @@
+"""A PostgreSQL drill: restore a backup in isolation, check the result, measure, keep the evidence, clean up."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import recovery
+from recovery.drill import compare, evidence
+from recovery.drill.compare import Horizon, TableResult
+from recovery.drill.evidence import Check, Evidence, Phase
+from recovery.errors import RecoveryError, RestoreError, SealError, StoreUnreachable
+from recovery.installation import Installation
+from recovery.postgres import connect, owner, restore, tools
+from recovery.postgres.server import SandboxServer
+from recovery.repository.catalog import Backup
+from recovery.repository.verify import Verdict, worst
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with the phase, the bytes done and the bytes expected (None: not known)."""
+
+
+def drill(
+    installation: Installation,
+    name: str,
+    backup: Backup,
+    *,
+    progress: Progress = lambda what, done, expected: None,
+) -> Evidence:
+    """Prove one full backup and store the evidence, whatever the outcome.
+
+    A backup that cannot be restored gives evidence with verdict `failed`; a store or a key that is not at hand gives
+    `unknown`. Raises only what keeps evidence from being written, and ConfigurationError.
+    """
+    run = _Run(installation, name, backup, progress)
+    with _workplace(installation, f"{name}-{run.id}") as folder:
+        try:
+            run.restore_and_check(folder)
+        except (StoreUnreachable, SealError) as problem:
+            run.checks.append(Check("restore", Verdict.UNKNOWN, str(problem)))
+        except RecoveryError as problem:
+            run.checks.append(Check("restore", Verdict.FAILED, str(problem)))
+    found = run.evidence()
+    evidence.write(installation.store_of(name), found)
+    return found
+
+
+@dataclass
+class _Run:
+    installation: Installation
+    name: str
+    backup: Backup
+    progress: Progress
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    phases: list[Phase] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    tables: list[TableResult] = field(default_factory=list)
+    fetched_bytes: int = 0
+    rto_seconds: float | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.started:%Y%m%dT%H%M%SZ}-{self.name}-drill"
+
+    def restore_and_check(self, folder: Path) -> None:
+        begun = time.monotonic()
+        settings = self.installation.configuration.postgres_system(self.name)
+        found = self.backup.manifest
+        with self._phase("plan"):
+            programs = tools.find(found.server.major, configured=settings.tools)
+            user = owner.choose(self.installation.configuration.sandbox.user)
+            places = restore.place_tablespaces(found, {}, below=folder / "tablespaces")
+            identities = self.installation.identities()
+        with self._phase("fetch"):
+            restored = restore.restore_base(
+                self.installation.store_of(self.name),
+                self.backup,
+                folder / "data",
+                identities=identities,
+                tablespaces=places,
+                owner=user,
+                tick=lambda done, expected: self.progress("fetch", done, expected),
+            )
+            self.fetched_bytes = restored.fetched_bytes
+        verified = time.monotonic()
+        self._check_files(restored.pgdata, programs)
+        checking = time.monotonic() - verified
+        with (
+            self._phase("start"),
+            contextlib.ExitStack() as stack,
+        ):
+            server = stack.enter_context(
+                SandboxServer(
+                    restored.pgdata,
+                    tools=programs,
+                    superuser=found.server.superuser,
+                    owner=user,
+                    preload=settings.preload,
+                )
+            )
+            keep = stack.pop_all()
+        # What a recovery under pressure would wait for: everything up to here but the extra reading of every file.
+        self.rto_seconds = round(time.monotonic() - begun - checking, 3)
+        with keep:
+            with server.connect("template1") as session:
+                horizon = Horizon.read(session)
+            self._compare(server, horizon)
+            self._amcheck(server, programs)
+
+    def evidence(self) -> Evidence:
+        objective = self.installation.configuration.postgres_system(self.name).objectives.rto
+        checks = list(self.checks)
+        if objective is not None and self.rto_seconds is not None:
+            met = self.rto_seconds <= objective.total_seconds()
+            detail = f"{self.rto_seconds:.1f} s, objective {objective.total_seconds():.0f} s"
+            checks.append(Check("rto objective", Verdict.OK if met else Verdict.FAILED, detail))
+        manifest = self.backup.manifest
+        return Evidence(
+            id=self.id,
+            system=self.name,
+            backup=self.backup.id,
+            recovery_point=manifest.recovery_point,
+            started_at=self.started,
+            finished_at=datetime.now(UTC),
+            verdict=worst(check.verdict for check in checks),
+            rpo_seconds=round((self.started - manifest.recovery_point).total_seconds(), 3),
+            rto_seconds=self.rto_seconds,
+            rto_objective_seconds=objective.total_seconds() if objective else None,
+            fetched_bytes=self.fetched_bytes,
+            restored_bytes=manifest.source_bytes,
+            phases=tuple(self.phases),
+            checks=tuple(checks),
+            tables=tuple(self.tables),
+            recovery_version=recovery.__version__,
+            host=socket.gethostname(),
+        )
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self.progress(name, 0, None)
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phases.append(Phase(name, round(time.monotonic() - begun, 3)))
+
+    def _check_files(self, pgdata: Path, programs: tools.Tools) -> None:
+        """Every file against the server's own manifest (pg_verifybackup; its WAL is replayed anyhow)."""
+        with self._phase("files"):
+            command = [
+                programs.path("pg_verifybackup"),
+                "--no-parse-wal",
+                "--quiet",
+                "--ignore=tablespace_map",
+                str(pgdata),
+            ]
+            self.checks.append(_program_check("pg_verifybackup", command, {"PATH": os.environ.get("PATH", "")}))
+
+    def _amcheck(self, server: SandboxServer, programs: tools.Tools) -> None:
+        with self._phase("amcheck"):
+            command = [programs.path("pg_amcheck"), "--all", "--install-missing", "--heapallindexed", "--jobs=2"]
+            self.checks.append(_program_check("pg_amcheck", command, server.environment()))
+
+    def _compare(self, server: SandboxServer, horizon: Horizon) -> None:
+        settings = self.installation.configuration.postgres_system(self.name)
+        with self._phase("compare"):
+            try:
+                source = self.installation.connection(settings.connection)
+                for database in self.backup.manifest.server.databases:
+                    self.progress(f"compare {database.name}", 0, None)
+                    with (
+                        connect.connect(source, database=database.name) as theirs,
+                        server.connect(database.name) as ours,
+                    ):
+                        self.tables += compare.compare_database(database.name, theirs, ours, horizon)
+            except RecoveryError as problem:
+                self.checks.append(Check("rows", Verdict.UNKNOWN, f"the source could not be read: {problem}"))
+                return
+            self.checks.append(_rows_check(self.tables))
+
+
+def _rows_check(tables: list[TableResult]) -> Check:
+    rows, moved = sum(table.rows for table in tables), sum(table.moved for table in tables)
+    wrong = [f"{table.database} {table.table}: {table.detail}" for table in tables if table.verdict is not Verdict.OK]
+    detail = "; ".join(wrong) or f"{rows} rows in {len(tables)} tables equal; {moved} rows moved on the source since"
+    return Check("rows", worst(table.verdict for table in tables), detail)
+
+
+def _program_check(name: str, command: list[str], environment: dict[str, str]) -> Check:
+    """Exit status 0 is ok; 1 with findings or 2 is failed (pg_amcheck: 2, pg_verifybackup: 1)."""
+    answer = subprocess.run(
+        command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL, check=False
+    )
+    if answer.returncode == 0:
+        return Check(name, Verdict.OK, "no finding")
+    lines = [line for line in (answer.stdout + answer.stderr).splitlines() if line.strip()]
+    return Check(name, Verdict.FAILED, " / ".join(lines[:3]) or f"exit status {answer.returncode}")
+
+
+@contextlib.contextmanager
+def _workplace(installation: Installation, name: str) -> Iterator[Path]:
+    """A directory for one drill, removed afterwards; remains of drills that were killed are removed first."""
+    parent = installation.configuration.sandbox.directory
+    try:
+        parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        _sweep(parent)
+        folder = parent / name
+        folder.mkdir(mode=0o711)
+        lock = _lock(folder)
+    except OSError as problem:
+        raise RestoreError(
+            f"the sandbox directory cannot be used ({(problem.strerror or str(problem)).lower()})",
+            where=str(parent),
+            remedy="name a writable one under sandbox.directory",
+        ) from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+        if lock is not None:
+            os.close(lock)
+
+
+def _sweep(parent: Path) -> None:
+    for folder in parent.iterdir():
+        if folder.is_dir() and (folder / "drill.lock").exists():
+            lock = _lock(folder)
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """The folder's lock, or None while its drill lives."""
+    descriptor = os.open(folder / "drill.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor

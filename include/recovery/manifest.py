@@ -1,0 +1,209 @@
+"""manifest.json: what a backup is. Written last and conditionally, it is the commit point of a backup.
+
+Its format is specified in docs/repository-format.md. Canonical JSON: sorted keys, no spaces, UTF-8, one newline.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from recovery.errors import FormatError
+from recovery.repository.layout import ID_PATTERN
+from recovery.repository.sealing import Compression, Sealed
+
+FORMAT_VERSION = 1
+
+Role = Literal["volume", "backup_manifest", "dump", "globals"]
+
+
+def _safe_key(value: str) -> str:
+    if value.startswith("/") or any(part in ("", ".", "..") for part in value.split("/")):
+        raise ValueError("an object's key must stay below the backup's folder")
+    return value
+
+
+def _known_id(value: str) -> str:
+    if not ID_PATTERN.fullmatch(value):
+        raise ValueError("not a backup id")
+    return value
+
+
+class _Part(BaseModel):
+    # Keys that a later change adds are ignored; a change that a reader must not ignore raises format_version.
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class StoredObject(_Part):
+    """One object of a backup. `key` is relative to the backup's folder."""
+
+    key: Annotated[str, AfterValidator(_safe_key)]
+    role: Role
+    compression: Compression
+    encrypted: bool
+    stored_bytes: int
+    stored_sha256: str
+    sealed_bytes: int
+    sealed_hash: str
+    tablespace: int | None = None
+    """Volumes: the tablespace's oid; None is the main data directory."""
+    database: str | None = None
+    """Dumps: the database."""
+
+    @classmethod
+    def of(
+        cls, sealed: Sealed, *, folder: str, role: Role, tablespace: int | None = None, database: str | None = None
+    ) -> StoredObject:
+        return cls(
+            key=sealed.key.removeprefix(folder),
+            role=role,
+            compression=sealed.compression,
+            encrypted=sealed.encrypted,
+            stored_bytes=sealed.stored_bytes,
+            stored_sha256=sealed.stored_sha256,
+            sealed_bytes=sealed.sealed_bytes,
+            sealed_hash=sealed.sealed_hash,
+            tablespace=tablespace,
+            database=database,
+        )
+
+    def sealed(self, folder: str) -> Sealed:
+        """As the sealing stream takes it, with its whole key."""
+        return Sealed(
+            key=folder + self.key,
+            compression=self.compression,
+            encrypted=self.encrypted,
+            stored_bytes=self.stored_bytes,
+            stored_sha256=self.stored_sha256,
+            sealed_bytes=self.sealed_bytes,
+            sealed_hash=self.sealed_hash,
+        )
+
+
+class Tablespace(_Part):
+    oid: int
+    name: str
+    path: str
+    bytes: int
+
+
+class Database(_Part):
+    """One database as it was: what a restore elsewhere needs to know of it."""
+
+    name: str
+    encoding: str
+    collate: str
+    ctype: str
+    locale_provider: str
+    collation_version: str | None
+    bytes: int
+    extensions: dict[str, str]
+
+
+class Server(_Part):
+    """The PostgreSQL server that was backed up."""
+
+    system_identifier: str
+    version: str
+    version_number: int
+    data_checksums: bool
+    wal_log_hints: bool
+    block_bytes: int
+    wal_segment_bytes: int
+    in_recovery: bool
+    libc_version: str | None
+    icu_version: str | None
+    superuser: str
+    """The bootstrap superuser: whom a sandbox connects as."""
+    preload: list[str]
+    tablespaces: list[Tablespace]
+    databases: list[Database]
+
+    @property
+    def major(self) -> int:
+        return self.version_number // 10000
+
+
+class Wal(_Part):
+    """The WAL positions that bound a base backup. `included`: the WAL between them lies in the volumes."""
+
+    start_lsn: str
+    start_timeline: int
+    end_lsn: str
+    end_timeline: int
+    included: bool
+
+
+class Maker(_Part):
+    program: str
+    version: str
+    host: str
+
+
+class Manifest(_Part):
+    """One committed backup."""
+
+    format_version: int
+    id: Annotated[str, AfterValidator(_known_id)]
+    kind: Literal["full", "incremental", "dump"]
+    product: Literal["postgresql"]
+    system: str
+    parent: str | None = None
+    chain: list[str] = Field(default_factory=list)
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
+    server: Server
+    wal: Wal | None = None
+    recipients: list[str]
+    maker: Maker
+    timings_seconds: dict[str, float]
+    notes: list[str] = Field(default_factory=list)
+    objects: list[StoredObject]
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(item.stored_bytes for item in self.objects)
+
+    @property
+    def source_bytes(self) -> int:
+        """The bytes that the source gave, before compression (server-compressed streams: after it)."""
+        return sum(item.sealed_bytes for item in self.objects if item.role != "backup_manifest")
+
+    @property
+    def recovery_point(self) -> datetime:
+        """The moment that a restore of this backup alone brings back: a base backup's end, a dump's start."""
+        return self.finished_at if self.kind != "dump" else self.started_at
+
+    def encode(self) -> bytes:
+        document = self.model_dump(mode="json")
+        return (json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
+
+
+def decode(data: bytes, *, where: str) -> Manifest:
+    """Read a manifest; raises FormatError when it is damaged or of a newer format."""
+    try:
+        document = json.loads(data)
+        version = document["format_version"]
+    except (ValueError, KeyError, TypeError):
+        raise FormatError(
+            "this is not a manifest", where=where, remedy="the object is damaged: use another backup"
+        ) from None
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise FormatError(
+            f"the manifest has format version {version}, and this program reads up to {FORMAT_VERSION}",
+            where=where,
+            remedy="use the version of recovery that wrote it, or a newer one",
+        )
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise FormatError(
+            f"the manifest is not valid at {path or 'its root'}: {first['msg']}",
+            where=where,
+            remedy="use another backup",
+        ) from None

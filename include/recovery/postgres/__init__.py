@@ -1,0 +1,1 @@
+"""PostgreSQL: the replication protocol, base backups, dumps, restores, and the sandbox server."""

@@ -1,0 +1,140 @@
+"""What the server is, and whether it can be backed up as things stand. Read before any byte is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg.rows import TupleRow
+
+from recovery.config import SUPPORTED_MAJORS
+from recovery.connections import Connection
+from recovery.errors import PreconditionError
+from recovery.manifest import Database, Server, Tablespace
+from recovery.postgres import connect, tools
+
+Session = psycopg.Connection[TupleRow]
+
+
+def inspect(connection: Connection) -> Server:
+    """Read the server's identity, settings, tablespaces and databases; raises PreconditionError."""
+    with connect.connect(connection) as session:
+        number = session.info.server_version
+        return Server(
+            system_identifier=str(_one(session, "SELECT system_identifier FROM pg_control_system()")),
+            version=str(_one(session, "SHOW server_version")).split()[0],
+            version_number=number,
+            data_checksums=_one(session, "SHOW data_checksums") == "on",
+            wal_log_hints=_one(session, "SHOW wal_log_hints") == "on",
+            block_bytes=int(_one(session, "SHOW block_size")),
+            wal_segment_bytes=int(_one(session, "SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'")),
+            in_recovery=bool(_one(session, "SELECT pg_is_in_recovery()")),
+            libc_version=_one(
+                session, "SELECT max(pg_collation_actual_version(oid)) FROM pg_collation WHERE collprovider = 'c'"
+            ),
+            icu_version=_one(
+                session, "SELECT max(pg_collation_actual_version(oid)) FROM pg_collation WHERE collprovider = 'i'"
+            ),
+            superuser=str(_one(session, "SELECT rolname FROM pg_roles WHERE oid = 10")),
+            preload=_names(
+                str(_one(session, "SELECT coalesce(current_setting('shared_preload_libraries', true), '')"))
+            ),
+            tablespaces=_tablespaces(session),
+            databases=_databases(session, connection),
+        )
+
+
+def check_base_backup(connection: Connection, server: Server, *, configured_tools: Mapping[int, Path]) -> None:
+    """Refuse what would fail, or what could not be restored; raises PreconditionError with the remedy."""
+    where = f"PostgreSQL {connection.host}:{connection.port or 5432}"
+    check_restorable(server, where=where, configured_tools=configured_tools)
+    with connect.connect(connection) as session:
+        allowed = _one(session, "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user")
+        if not allowed:
+            raise PreconditionError(
+                f"the role {connection.login} may not start replication",
+                where=where,
+                remedy=f'ALTER ROLE "{connection.login}" REPLICATION',
+            )
+        if _one(session, "SHOW wal_level") == "minimal":
+            raise PreconditionError(
+                "wal_level is minimal: no base backup is possible",
+                where=where,
+                remedy="set wal_level = replica and restart",
+            )
+        _check_room(
+            session, where, "max_wal_senders", "SELECT count(*) FROM pg_stat_replication", "replication connections"
+        )
+        _check_room(
+            session, where, "max_replication_slots", "SELECT count(*) FROM pg_replication_slots", "replication slots"
+        )
+
+
+def check_restorable(server: Server, *, where: str, configured_tools: Mapping[int, Path]) -> tools.Tools:
+    """The server's major must be supported, and its programs must be at hand."""
+    if server.major not in SUPPORTED_MAJORS:
+        known = ", ".join(str(major) for major in SUPPORTED_MAJORS)
+        raise PreconditionError(
+            f"PostgreSQL {server.version} is not supported", where=where, remedy=f"upgrade to one of {known}"
+        )
+    return tools.find(server.major, configured=configured_tools)
+
+
+def dumpable(server: Server, *, exclude: list[str]) -> list[Database]:
+    """The databases that a dump covers: all that allow connections, less the excluded ones."""
+    return [database for database in server.databases if database.name not in exclude]
+
+
+def _check_room(session: Session, where: str, setting: str, used_query: LiteralString, what: str) -> None:
+    limit = int(_one(session, "SELECT setting FROM pg_settings WHERE name = %s", setting))
+    used = int(_one(session, used_query))
+    if used >= limit:
+        raise PreconditionError(
+            f"all {limit} {what} are in use ({setting} = {limit})",
+            where=where,
+            remedy=f"raise {setting}, or end one that is not needed",
+        )
+
+
+def _tablespaces(session: Session) -> list[Tablespace]:
+    rows = session.execute(
+        "SELECT oid, spcname, pg_tablespace_location(oid), pg_tablespace_size(oid) FROM pg_tablespace "
+        "WHERE pg_tablespace_location(oid) <> '' ORDER BY oid"
+    )
+    return [Tablespace(oid=int(oid), name=name, path=path, bytes=int(size)) for oid, name, path, size in rows]
+
+
+def _databases(session: Session, connection: Connection) -> list[Database]:
+    rows = session.execute(
+        "SELECT datname, pg_encoding_to_char(encoding), datcollate, datctype, datlocprovider, datcollversion, "
+        "pg_database_size(oid) FROM pg_database WHERE datallowconn AND datname <> 'template1' ORDER BY datname"
+    ).fetchall()
+    return [
+        Database(
+            name=name,
+            encoding=encoding,
+            collate=collate or "",
+            ctype=ctype or "",
+            locale_provider={"c": "libc", "i": "icu", "b": "builtin"}.get(kind, kind),
+            collation_version=collation_version,
+            bytes=int(size),
+            extensions=_extensions(connection, name),
+        )
+        for name, encoding, collate, ctype, kind, collation_version, size in rows
+    ]
+
+
+def _extensions(connection: Connection, database: str) -> dict[str, str]:
+    with connect.connect(connection, database=database) as session:
+        return dict(session.execute("SELECT extname, extversion FROM pg_extension ORDER BY 1").fetchall())
+
+
+def _names(setting: str) -> list[str]:
+    return [name.strip().strip('"') for name in setting.split(",") if name.strip()]
+
+
+def _one(session: Session, query: LiteralString, *values: object) -> Any:
+    row = session.execute(query, values or None).fetchone()
+    return row[0] if row else None

@@ -1,0 +1,1 @@
+"""Where backups live: layout, object stores, the sealing stream, catalog, lease, verification."""

@@ -1,0 +1,92 @@
+"""The catalog: which backups a repository holds. It is read from the manifests alone; nothing else remembers."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from recovery import manifest
+from recovery.errors import ConfigurationError, FormatError, ObjectMissing, RecoveryError
+from recovery.manifest import Manifest
+from recovery.repository import layout
+from recovery.repository.sealing import Sealed
+from recovery.repository.store import ObjectStore, put_once
+
+_READERS = 8
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A committed backup and the folder it lies in."""
+
+    manifest: Manifest
+    folder: str
+
+    @property
+    def id(self) -> str:
+        return self.manifest.id
+
+    def objects(self, *roles: str) -> list[Sealed]:
+        """The backup's objects with their whole keys; all of them, or those of the given roles."""
+        return [item.sealed(self.folder) for item in self.manifest.objects if not roles or item.role in roles]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The backups of one system, oldest first, and what could not be read."""
+
+    backups: tuple[Backup, ...]
+    problems: tuple[RecoveryError, ...]
+
+    def newest(self, *kinds: str) -> Backup | None:
+        return next((backup for backup in reversed(self.backups) if backup.manifest.kind in kinds), None)
+
+    def find(self, identifier: str) -> Backup:
+        """The backup with this id; raises ConfigurationError that names the nearest thing to do."""
+        for backup in self.backups:
+            if backup.id == identifier:
+                return backup
+        for problem in self.problems:
+            if f"/{identifier}/" in problem.where:
+                raise problem
+        ids = ", ".join(backup.id for backup in self.backups[-3:]) or "there is none"
+        raise ConfigurationError(
+            "no backup has this id", where=identifier, remedy=f"choose one of `recovery list`; the newest: {ids}"
+        )
+
+
+def read(store: ObjectStore, name: str) -> Catalog:
+    """Read every manifest of a PostgreSQL system. A damaged one is a problem of the catalog, never left out."""
+    root = layout.system_folder("postgres", name)
+    folders = [
+        layout.backup_folder(name, identifier, backup)
+        for identifier in store.folders(root)
+        for backup in store.folders(layout.backups_folder(name, identifier))
+    ]
+    with ThreadPoolExecutor(_READERS) as readers:
+        results = list(readers.map(lambda folder: _read_one(store, folder), folders))
+    backups = [result for result in results if isinstance(result, Backup)]
+    problems = [result for result in results if isinstance(result, RecoveryError)]
+    return Catalog(tuple(sorted(backups, key=lambda backup: (backup.id, backup.folder))), tuple(problems))
+
+
+def commit(store: ObjectStore, backup: Backup) -> None:
+    """Write the manifest, last and only if there is none: from here on the backup exists."""
+    put_once(store, backup.folder + layout.MANIFEST, backup.manifest.encode())
+
+
+def _read_one(store: ObjectStore, folder: str) -> Backup | RecoveryError | None:
+    key = folder + layout.MANIFEST
+    try:
+        found = manifest.decode(store.get(key), where=f"{store.description}/{key}")
+    except ObjectMissing:
+        return None  # Not committed: an upload under way, or the remains of one.
+    except FormatError as problem:
+        return problem
+    if not folder.endswith(f"/{found.id}/"):
+        return FormatError(
+            f"the manifest in this folder names another backup, {found.id}",
+            where=f"{store.description}/{key}",
+            remedy="use another backup",
+        )
+    return Backup(found, folder)

@@ -1,0 +1,146 @@
+"""A repository in a local directory: for tests, for benchmarks, and for a copy on a mounted disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from recovery.errors import ObjectExists, ObjectMissing, StoreError
+from recovery.repository.store import ObjectInfo
+
+PART_SIZE = 1 << 20
+_STAGING = ".uploads"
+
+
+class DirectoryStore:
+    """Objects are files below `root`. A file appears under its name only when it is whole and synced."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def description(self) -> str:
+        return str(self.root)
+
+    def put(self, key: str, data: bytes, *, only_if_absent: bool = False, locked: bool = True) -> None:
+        with _explained(key, self.description):
+            upload = _FileUpload(self, key)
+            try:
+                upload.write_part(data)
+                upload.publish(only_if_absent=only_if_absent)
+            finally:
+                upload.abort()
+
+    def upload(self, key: str, *, size_limit: int) -> _FileUpload:
+        with _explained(key, self.description):
+            return _FileUpload(self, key)
+
+    def get(self, key: str) -> bytes:
+        with _explained(key, self.description):
+            return self.path(key).read_bytes()
+
+    def open(self, key: str) -> BinaryIO:
+        with _explained(key, self.description):
+            return self.path(key).open("rb")
+
+    def head(self, key: str) -> ObjectInfo:
+        with _explained(key, self.description):
+            return _info(key, self.path(key))
+
+    def scan(self, prefix: str) -> Iterator[ObjectInfo]:
+        base = self.root / prefix.rpartition("/")[0]
+        with _explained(prefix, self.description):
+            paths = [path for path in base.rglob("*") if path.is_file() and _STAGING not in path.parts]
+            keys = sorted((path.relative_to(self.root).as_posix(), path) for path in paths)
+            yield from (_info(key, path) for key, path in keys if key.startswith(prefix))
+
+    def folders(self, prefix: str) -> list[str]:
+        base = self.root / prefix
+        if not base.is_dir():
+            return []
+        return sorted(entry.name for entry in base.iterdir() if entry.is_dir() and entry.name != _STAGING)
+
+    def delete(self, key: str) -> None:
+        with _explained(key, self.description):
+            self.path(key).unlink(missing_ok=True)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def check(self) -> None:
+        with _explained("", self.description):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+
+    def path(self, key: str) -> Path:
+        return self.root / key
+
+
+class _FileUpload:
+    part_size = PART_SIZE
+
+    def __init__(self, store: DirectoryStore, key: str) -> None:
+        self._store, self._key = store, key
+        staging = store.root / _STAGING
+        staging.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=staging)
+        self._temporary = Path(name)
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
+
+    def write_part(self, data: bytes, /) -> None:
+        with _explained(self._key, self._store.description):
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view) :]
+
+    def complete(self) -> None:
+        with _explained(self._key, self._store.description):
+            self.publish(only_if_absent=False)
+
+    def publish(self, *, only_if_absent: bool) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+        target = self._store.path(self._key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if only_if_absent:
+            os.link(self._temporary, target)
+        else:
+            self._temporary.replace(target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def abort(self) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def _info(key: str, path: Path) -> ObjectInfo:
+    status = path.stat()
+    return ObjectInfo(key=key, size=status.st_size, modified=datetime.fromtimestamp(status.st_mtime, UTC))
+
+
+@contextlib.contextmanager
+def _explained(key: str, store: str) -> Iterator[None]:
+    """The operating system's errors in this project's words."""
+    where = f"{store}/{key}" if key else store
+    try:
+        yield
+    except FileExistsError:
+        raise ObjectExists("an object of this name exists already", where=where) from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise ObjectMissing("the object is not there", where=where) from None
+    except OSError as problem:
+        raise StoreError(
+            (problem.strerror or str(problem)).lower(),
+            where=where,
+            remedy="check the disk and the directory's permissions",
+        ) from None

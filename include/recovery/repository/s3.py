@@ -1,0 +1,355 @@
+"""A repository in S3 or a compatible store, through boto3: multipart uploads, Object Lock, conditional writes.
+
+Every upload carries SHA-256 checksums which the store verifies before it acknowledges (S3 User Guide, "Checking object
+integrity"). Retries of single requests are botocore's, in its standard mode.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+
+from recovery.config import S3Repository
+from recovery.connections import Connection
+from recovery.errors import ConfigurationError, ObjectExists, ObjectMissing, StoreError, StoreUnreachable
+from recovery.repository.store import ObjectInfo
+
+if TYPE_CHECKING:
+    from botocore.config import Config
+    from mypy_boto3_s3 import S3Client
+
+MIB = 1 << 20
+PART_SIZE = 16 * MIB
+LARGEST_PART = 64 * MIB
+MOST_PARTS = 10_000
+LARGEST_OBJECT = LARGEST_PART * MOST_PARTS
+_BYTES_IN_FLIGHT = 48 * MIB
+_READ_ATTEMPTS = 5
+
+_CREDENTIALS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "ExpiredToken",
+    "AuthorizationHeaderMalformed",
+}
+_MISSING = {"NoSuchKey", "NotFound", "404"}
+_EXISTS = {"PreconditionFailed", "ConditionalRequestConflict", "412"}
+
+
+def client_config() -> Config:
+    """Timeouts and retries for every S3 client of this project, Airflow's hook included."""
+    from botocore.config import Config
+
+    return Config(
+        connect_timeout=5,
+        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": 6},
+        max_pool_connections=16,
+        s3={"addressing_style": "path"},
+    )
+
+
+def make_client(connection: Connection) -> S3Client:
+    """A boto3 client from an `aws` connection: login and password are the keys, extra has endpoint_url, region_name.
+
+    Without keys boto3's own chain applies (instance role, environment, profile).
+    """
+    import boto3
+
+    extra = connection.extra
+    return boto3.client(
+        "s3",
+        aws_access_key_id=connection.login or None,
+        aws_secret_access_key=connection.password or None,
+        aws_session_token=extra.get("aws_session_token"),
+        region_name=extra.get("region_name"),
+        endpoint_url=extra.get("endpoint_url") or extra.get("host") or None,
+        verify=extra.get("verify"),
+        config=client_config(),
+    )
+
+
+class S3Store:
+    """The objects below one prefix of one bucket."""
+
+    def __init__(self, client: S3Client, settings: S3Repository) -> None:
+        self._client, self._settings = client, settings
+        self._bucket, self._prefix = settings.bucket, settings.prefix
+
+    @property
+    def description(self) -> str:
+        return f"s3://{self._bucket}/{self._prefix}"
+
+    def put(self, key: str, data: bytes, *, only_if_absent: bool = False, locked: bool = True) -> None:
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if only_if_absent else {}
+        with self._explained(key):
+            self._client.put_object(
+                **self._at(key),
+                Body=data,
+                ChecksumSHA256=_checksum(data),
+                **condition,
+                **(self._lock() if locked else {}),
+            )
+
+    def upload(self, key: str, *, size_limit: int) -> _MultipartUpload:
+        return _MultipartUpload(self, key, part_size=part_size(size_limit))
+
+    def get(self, key: str) -> bytes:
+        with self._explained(key):
+            return self._client.get_object(**self._at(key))["Body"].read()
+
+    def open(self, key: str) -> _ResumingReader:
+        return _ResumingReader(self, key)
+
+    def head(self, key: str) -> ObjectInfo:
+        with self._explained(key):
+            answer = self._client.head_object(**self._at(key))
+        return ObjectInfo(key=key, size=answer["ContentLength"], modified=answer["LastModified"])
+
+    def scan(self, prefix: str) -> Iterator[ObjectInfo]:
+        pages = self._client.get_paginator("list_objects_v2")
+        with self._explained(prefix):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._key(prefix)):
+                for entry in page.get("Contents", []):
+                    key = entry["Key"].removeprefix(self._key(""))
+                    yield ObjectInfo(key=key, size=entry["Size"], modified=entry["LastModified"])
+
+    def folders(self, prefix: str) -> list[str]:
+        pages = self._client.get_paginator("list_objects_v2")
+        whole = self._key(prefix)
+        with self._explained(prefix):
+            return sorted(
+                entry["Prefix"].removeprefix(whole).rstrip("/")
+                for page in pages.paginate(Bucket=self._bucket, Prefix=whole, Delimiter="/")
+                for entry in page.get("CommonPrefixes", [])
+            )
+
+    def delete(self, key: str) -> None:
+        """Remove every version of one object: on a versioned bucket a plain delete would only hide it."""
+        with self._explained(key):
+            pages = self._client.get_paginator("list_object_versions")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._key(key)):
+                for entry in [*page.get("Versions", []), *page.get("DeleteMarkers", [])]:
+                    if entry["Key"] == self._key(key):
+                        self._client.delete_object(**self._at(key), VersionId=entry["VersionId"])
+
+    def now(self) -> datetime:
+        with self._explained(""):
+            answer = self._client.head_bucket(Bucket=self._bucket)
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return parsedate_to_datetime(date) if date else datetime.now(UTC)
+
+    def check(self) -> None:
+        with self._explained(""):
+            self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._key(""), MaxKeys=1)
+        if self._settings.object_lock is None:
+            return
+        try:
+            answer = self._client.get_object_lock_configuration(Bucket=self._bucket)
+            enabled = answer["ObjectLockConfiguration"].get("ObjectLockEnabled") == "Enabled"
+        except ClientError as problem:
+            if problem.response["Error"]["Code"] not in ("ObjectLockConfigurationNotFoundError", "404"):
+                raise self._error(problem, "") from None
+            enabled = False
+        if not enabled:
+            raise ConfigurationError(
+                "the configuration asks for Object Lock, and the bucket does not have it",
+                where=self.description,
+                remedy="make a bucket with Object Lock enabled, or remove object_lock from the configuration",
+            )
+
+    def _key(self, key: str) -> str:
+        return f"{self._prefix}/{key}"
+
+    def _at(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self._bucket, "Key": self._key(key)}
+
+    def _lock(self) -> dict[str, Any]:
+        lock = self._settings.object_lock
+        if lock is None:
+            return {}
+        until = datetime.now(UTC) + timedelta(days=lock.days)
+        return {"ObjectLockMode": lock.mode, "ObjectLockRetainUntilDate": until}
+
+    @contextlib.contextmanager
+    def _explained(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (ClientError, BotoCoreError, HTTPClientError) as problem:
+            raise self._error(problem, key) from problem
+
+    def _error(self, problem: Exception, key: str) -> StoreError:
+        where = f"{self.description}/{key}" if key else self.description
+        if not isinstance(problem, ClientError):
+            if isinstance(problem, ConnectionError | HTTPClientError):
+                endpoint = self._client.meta.endpoint_url
+                return StoreUnreachable(
+                    f"no answer from {endpoint}",
+                    where=where,
+                    remedy="check the endpoint, the network and the store itself",
+                )
+            remedy = f"check the connection {self._settings.connection}"
+            return StoreError(f"the request could not be made ({problem})", where=where, remedy=remedy)
+        code = problem.response["Error"].get("Code", "")
+        if code == "NoSuchBucket" or (code in _MISSING and not key):
+            return StoreError(
+                "the bucket does not exist",
+                where=where,
+                remedy="create it (with Object Lock), or correct the bucket's name",
+            )
+        if code in _MISSING:
+            return ObjectMissing("the object is not there", where=where)
+        if code in _EXISTS:
+            return ObjectExists("an object of this name exists already", where=where)
+        if code in _CREDENTIALS:
+            return StoreError(
+                f"the store refused the credentials ({code})",
+                where=where,
+                remedy=f"check connection {self._settings.connection}",
+            )
+        if code in ("AccessDenied", "403"):
+            return StoreError(
+                "the store denied access",
+                where=where,
+                remedy=f"check the keys of connection {self._settings.connection} and what their policy allows",
+            )
+        message = problem.response["Error"].get("Message", "")
+        return StoreError(f"the store answered {code}: {message}", where=where, remedy="see the store's log")
+
+
+def part_size(size_limit: int) -> int:
+    """The part size in bytes for an object of at most `size_limit` bytes: 16 MiB, or what fits 10,000 parts."""
+    needed = -(-size_limit // MOST_PARTS)
+    if needed > LARGEST_PART:
+        raise ConfigurationError(
+            f"an object of {size_limit / 1e12:.1f} TB is too large for one S3 upload",
+            remedy="compress in the client (base.compression.where: client): it cuts volumes of about 1 GiB",
+        )
+    return max(PART_SIZE, needed)
+
+
+class _MultipartUpload:
+    """Parts go up side by side, at most 48 MiB of them in flight. An object of one part is a plain put."""
+
+    def __init__(self, store: S3Store, key: str, *, part_size: int) -> None:
+        self.part_size = part_size
+        self._store, self._key = store, key
+        self._first: bytes | None = None
+        self._id = ""
+        self._done: list[dict[str, Any]] = []
+        self._flying: deque[Future[dict[str, Any]]] = deque()
+        self._width = max(1, _BYTES_IN_FLIGHT // part_size)
+        self._threads: ThreadPoolExecutor | None = None
+
+    def write_part(self, data: bytes, /) -> None:
+        if not self._id and self._first is None:
+            self._first = data
+            return
+        if not self._id:
+            self._begin()
+        self._send(data)
+
+    def complete(self) -> None:
+        if not self._id:
+            self._store.put(self._key, self._first or b"")
+            return
+        while self._flying:
+            self._collect()
+        with self._store._explained(self._key):
+            self._store._client.complete_multipart_upload(
+                **self._store._at(self._key),
+                UploadId=self._id,
+                MultipartUpload={"Parts": self._done},  # type: ignore[typeddict-item]
+            )
+        self._close()
+
+    def abort(self) -> None:
+        for future in self._flying:
+            future.cancel()
+        self._close()
+        if self._id:
+            with contextlib.suppress(ClientError, BotoCoreError, HTTPClientError):
+                self._store._client.abort_multipart_upload(**self._store._at(self._key), UploadId=self._id)
+            self._id = ""
+
+    def _begin(self) -> None:
+        with self._store._explained(self._key):
+            answer = self._store._client.create_multipart_upload(
+                **self._store._at(self._key), ChecksumAlgorithm="SHA256", **self._store._lock()
+            )
+        self._id = answer["UploadId"]
+        self._threads = ThreadPoolExecutor(self._width, thread_name_prefix="upload")
+        first, self._first = self._first, None
+        self._send(first or b"")
+
+    def _send(self, data: bytes) -> None:
+        while len(self._flying) >= self._width:
+            self._collect()
+        assert self._threads is not None
+        number = len(self._done) + len(self._flying) + 1
+        self._flying.append(self._threads.submit(self._put_part, number, data))
+
+    def _put_part(self, number: int, data: bytes) -> dict[str, Any]:
+        checksum = _checksum(data)
+        with self._store._explained(self._key):
+            answer = self._store._client.upload_part(
+                **self._store._at(self._key), UploadId=self._id, PartNumber=number, Body=data, ChecksumSHA256=checksum
+            )
+        return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
+
+    def _collect(self) -> None:
+        self._done.append(self._flying[0].result())
+        self._flying.popleft()
+
+    def _close(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+            self._threads = None
+        self._flying.clear()
+
+
+class _ResumingReader:
+    """The body of one object. A connection that breaks is opened again at the byte where it broke."""
+
+    def __init__(self, store: S3Store, key: str) -> None:
+        self._store, self._key = store, key
+        self._position = 0
+        self._etag = ""
+        self._body = self._request()
+
+    def read(self, size: int = -1, /) -> bytes:
+        for attempt in range(1, _READ_ATTEMPTS + 1):
+            try:
+                data = bytes(self._body.read(None if size < 0 else size))
+            except (BotoCoreError, HTTPClientError) as problem:
+                if attempt == _READ_ATTEMPTS:
+                    raise self._store._error(problem, self._key) from problem
+                self._body = self._request()
+                continue
+            self._position += len(data)
+            return data
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        self._body.close()
+
+    def _request(self) -> Any:
+        resumed: dict[str, Any] = {"Range": f"bytes={self._position}-", "IfMatch": self._etag} if self._position else {}
+        with self._store._explained(self._key):
+            answer = self._store._client.get_object(**self._store._at(self._key), **resumed)
+        self._etag = answer["ETag"]
+        return answer["Body"]
+
+
+def _checksum(data: bytes) -> str:
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()

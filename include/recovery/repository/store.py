@@ -1,0 +1,96 @@
+"""The small interface between the repository and the place where its objects live.
+
+Implementations: s3.py and directory.py. Keys are slash-separated and relative to the repository.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from recovery.errors import ObjectExists
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One stored object: its key, its size in bytes, and when the store says it was written."""
+
+    key: str
+    size: int
+    modified: datetime
+
+
+class Reader(Protocol):
+    """A stored object, read from the start to the end."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class Upload(Protocol):
+    """An object being written in parts. Nothing is visible until complete(); abort() leaves nothing behind.
+
+    write_part() may return before the part is stored; a failure then surfaces from a later call. Every part but the
+    last has the size that `part_size` names.
+    """
+
+    part_size: int
+
+    def write_part(self, data: bytes, /) -> None: ...
+    def complete(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+class ObjectStore(Protocol):
+    """Where objects live. Every method raises StoreError (or a subclass) in this project's words."""
+
+    @property
+    def description(self) -> str:
+        """The store as a person names it: s3://bucket/prefix or a directory."""
+
+    def put(self, key: str, data: bytes, *, only_if_absent: bool = False, locked: bool = True) -> None:
+        """Write a small object whole. With `only_if_absent` an existing one raises ObjectExists.
+
+        `locked=False` leaves out Object Lock, for what is temporary by nature (leases).
+        """
+
+    def upload(self, key: str, *, size_limit: int) -> Upload:
+        """Begin an object of unknown size that will not pass `size_limit` bytes."""
+
+    def get(self, key: str) -> bytes:
+        """A small object whole; raises ObjectMissing."""
+
+    def open(self, key: str) -> Reader:
+        """A large object as a stream, resumed where it broke off; raises ObjectMissing."""
+
+    def head(self, key: str) -> ObjectInfo:
+        """What the store knows of one object; raises ObjectMissing."""
+
+    def scan(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object whose key starts with `prefix`, in key order."""
+
+    def folders(self, prefix: str) -> list[str]:
+        """The names directly below a prefix that have objects below them. `prefix` is empty or ends with a slash."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object that carries no lock; an absent one is no error."""
+
+    def now(self) -> datetime:
+        """The store's clock, so that ages do not depend on this machine's."""
+
+    def check(self) -> None:
+        """Reach the store and see that it can do what the configuration asks of it (bucket, versions, Object Lock)."""
+
+
+def put_once(store: ObjectStore, key: str, data: bytes, *, locked: bool = True) -> None:
+    """A conditional put that may have succeeded without our seeing it: the same bytes again is success.
+
+    Raises ObjectExists when another writer's bytes are there.
+    """
+    try:
+        store.put(key, data, only_if_absent=True, locked=locked)
+    except ObjectExists:
+        if store.get(key) != data:
+            raise
