@@ -21,8 +21,8 @@ RUN apt-get update \
         apt-get install --yes --no-install-recommends "postgresql-${major}=${major}.*"; \
     done \
     && rm -rf /var/lib/apt/lists/* \
-    # Where drills restore to: a volume mounted here starts with this owner.
-    && install --directory --owner=airflow --group=root --mode=0770 /var/lib/recovery \
+    # Where drills restore to (`sandbox.directory`): a volume mounted here starts with this owner.
+    && install --directory --owner=airflow --group=root --mode=0770 /var/tmp/recovery \
     && printf '#!/bin/sh\nexec python -m recovery "$@"\n' > /usr/local/bin/recovery \
     && chmod 755 /usr/local/bin/recovery
 

@@ -29,33 +29,37 @@ test: setup ## run the tests; ARGS="-k wal -x" goes to pytest
 bench: setup ## measure speed and cost against the peers
 	@$(PYTHON_BIN)/python -m benchmarks $(ARGS)
 
-# The checks run side by side; each one's output is kept together, and one failure does not hide another.
+# The checks run side by side; one failure does not hide another, and what passes says nothing.
 lint: setup ## all static checks
-	@$(MAKE) --jobs=4 --output-sync=target --keep-going \
-		lint-types lint-ruff lint-format lint-imports lint-compose lint-dockerfile lint-scripts
+	@$(MAKE) --jobs=4 --output-sync=target --keep-going $(addprefix lint-,$(CHECKS))
+	@echo "lint: $(CHECKS): passed"
 
-.PHONY: lint-types lint-ruff lint-format lint-imports lint-compose lint-dockerfile lint-scripts
+CHECKS := types ruff format imports compose dockerfile scripts
+SHELL_SCRIPTS := .ci/run scripts/setup $(wildcard include/config/*/*.sh)
+quietly = @output=$$($(1) 2>&1) || { echo "$$output"; exit 1; }
+
+.PHONY: $(addprefix lint-,$(CHECKS))
 lint-types:
-	@$(PYTHON_BIN)/mypy
+	$(call quietly,$(PYTHON_BIN)/mypy)
 lint-ruff:
-	@$(PYTHON_BIN)/ruff check --quiet
+	$(call quietly,$(PYTHON_BIN)/ruff check)
 lint-format:
-	@$(PYTHON_BIN)/ruff format --check --quiet || { echo "run: $(PYTHON_BIN)/ruff format"; exit 1; }
+	$(call quietly,$(PYTHON_BIN)/ruff format --check)
 lint-imports:
-	@$(PYTHON_BIN)/lint-imports
+	$(call quietly,$(PYTHON_BIN)/lint-imports)
 lint-compose:
-	@$(PYTHON_BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yaml
+	$(call quietly,$(PYTHON_BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yaml)
 lint-dockerfile:
-	@$(PYTHON_BIN)/hadolint Dockerfile
+	$(call quietly,$(PYTHON_BIN)/hadolint --no-color Dockerfile)
 lint-scripts:
-	@for script in $(SHELL_SCRIPTS); do bash -n "$$script"; done
-	@$(PYTHON_BIN)/shellcheck $(SHELL_SCRIPTS)
-SHELL_SCRIPTS = .ci/run scripts/setup $(wildcard include/config/*/*.sh)
+	$(call quietly,for script in $(SHELL_SCRIPTS); do bash -n "$$script"; done && $(PYTHON_BIN)/shellcheck $(SHELL_SCRIPTS))
 
 # UPGRADE=1 takes new versions; without it the pins stay and only what requirements*.in changed is resolved again.
+requirements: export UV_CUSTOM_COMPILE_COMMAND := make requirements
+# The system's certificates, as in scripts/setup.
+requirements: export UV_SYSTEM_CERTS := $(if $(wildcard /etc/ssl/certs/ca-certificates.crt),1,0)
 requirements: setup ## compile requirements*.in into the pinned requirements*.txt
-	@export UV_CUSTOM_COMPILE_COMMAND="make requirements"; \
-	for set in requirements requirements-lab; do \
+	@for set in requirements requirements-lab; do \
 		$(PYTHON_BIN)/uv pip compile --quiet --python-version 3.11 $(if $(UPGRADE),--upgrade) $$set.in --output-file $$set.txt; \
 	done
 	@scripts/setup

@@ -1,6 +1,6 @@
 """Airflow as a small installation runs it: SQLite, LocalExecutor, four processes, every port on loopback.
 
-Tasks run as the caller. What a test or the demo wants of it (trigger a DAG, wait, read a log) goes through its REST API.
+Tasks run as the caller. What tests and the demo want of it (trigger a DAG, wait, read a log) goes through its REST API.
 """
 
 from __future__ import annotations
@@ -32,9 +32,14 @@ _COMPONENTS = {
 _MIGRATE_SECONDS = 120.0
 _START_SECONDS = 120.0
 _PARSE_SECONDS = 60.0
-_STOP_SECONDS = 8.0
+# A scheduler told to stop waits for its running tasks, and the one that archives WAL never ends by itself.
+_STOP_SECONDS = 5.0
 _FINAL_STATES = ("success", "failed")
 _POLL_SECONDS = 0.5
+# Fields of a log entry that say where it comes from, which who asked for this task's log knows.
+_ORIGIN = frozenset(
+    ("task_id", "dag_id", "run_id", "ti_id", "map_index", "try_number", "logger", "filename", "lineno", "ti")
+)
 
 
 class Airflow(Server):
@@ -239,6 +244,6 @@ def _log_lines(content: list[Any]) -> Iterator[str]:
         if isinstance(entry, str):
             yield entry
             continue
-        fields = {key: value for key, value in entry.items() if key not in ("timestamp", "event", "level")}
+        fields = {key: value for key, value in entry.items() if key not in _ORIGIN | {"timestamp", "event", "level"}}
         words = [entry.get("timestamp"), entry.get("level"), entry.get("event"), json.dumps(fields) if fields else None]
         yield " ".join(str(word) for word in words if word)

@@ -46,9 +46,15 @@ class OpenBao(Server):
         return f"http://{self.host}:{self.port}"
 
     def request(self, method: str, path: str, *, token: str | None = None, body: object = None) -> dict[str, Any]:
-        """One call of the API (`path` below /v1/), as root unless a token is given; a refusal raises."""
+        """One call of the API (`path` below /v1/), as root unless a token is given; a refusal raises LabError."""
         headers = {"X-Vault-Token": self.root_token if token is None else token}
-        answer = call(method, f"{self.address}/v1/{path}", headers=headers, body=body)
+        try:
+            answer = call(method, f"{self.address}/v1/{path}", headers=headers, body=body)
+        except httpx.HTTPStatusError as error:
+            said = error.response
+            raise LabError(
+                f"OpenBao ({self.name}) answers {said.status_code} to {method} {path}: {said.text.strip()}"
+            ) from error
         content: dict[str, Any] = answer.json() if answer.content else {}
         return content
 

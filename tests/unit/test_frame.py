@@ -243,6 +243,7 @@ def test_only_the_drill_worker_holds_the_key_that_opens_backups() -> None:
 
 def test_no_worker_holds_another_ones_credentials() -> None:
     assert holders("APP038_BACKUP_PASSWORD") == {"airflow-worker-backup", "app038-postgres"}
+    assert holders("APP038_DRILL_PASSWORD") == {"airflow-worker-drill", "app038-postgres"}
     assert holders("APP038_VAULT_SECRET_ID") == {"airflow-worker-backup", "openbao"}
     assert holders("APP038_POSTGRES_PASSWORD") == {"app038-postgres"}
     assert holders("STAGING_POSTGRES_PASSWORD") == {"airflow-worker-drill", "staging-postgres"}
@@ -260,10 +261,14 @@ def test_queues_belong_to_the_worker_that_may_serve_them() -> None:
     assert queues == {"airflow-worker-backup": {"default", "backup"}, "airflow-worker-drill": {"drill"}}
 
 
-def test_drills_cannot_reach_production_or_the_world() -> None:
+def test_drills_reach_of_production_the_database_alone_and_not_the_world() -> None:
     networks = set(SERVICES["airflow-worker-drill"]["networks"])
-    for production in ("app038-postgres", "openbao"):
-        assert networks.isdisjoint(SERVICES[production]["networks"])
+    assert networks.isdisjoint(SERVICES["openbao"]["networks"])
+    assert networks & set(SERVICES["app038-postgres"]["networks"]) == {"comparison"}
+    assert {name for name, service in SERVICES.items() if "comparison" in service.get("networks", [])} == {
+        "airflow-worker-drill",
+        "app038-postgres",
+    }
     assert all(COMPOSE["networks"][name]["internal"] for name in networks)
 
 
@@ -274,6 +279,15 @@ def test_the_drill_worker_writes_leases_and_evidence_only() -> None:
     assert writes
     assert all(action.endswith(("/evidence/*", "/leases/*")) for action in writes)
     assert "Admin" not in actions["backup"]
+
+
+def test_the_store_and_recovery_yaml_agree_on_bucket_and_prefix() -> None:
+    configuration = ROOT / "include" / "config" / "recovery.yaml"
+    repositories = yaml.safe_load(configuration.read_text())["repositories"].values()
+    named = {f"{each['s3']['bucket']}/{each['s3'].get('prefix', 'recovery')}" for each in repositories if "s3" in each}
+    content = re.sub(r"\$\{[A-Z0-9_]+:-([^}]*)\}", r"\1", COMPOSE["configs"]["s3-identities"]["content"])
+    writable = set(re.findall(r'"Write:([^"]+)/(?:evidence|leases)/\*"', content))
+    assert writable == named
 
 
 def test_one_service_is_published_and_on_loopback() -> None:

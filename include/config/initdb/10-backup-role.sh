@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes the role that backups log in with. The postgres image runs this once, when it creates the database cluster.
+# Makes the role that backups log in with, and the one that drills read with. The postgres image runs this once, when it creates the database cluster.
 set -e
 
 # psql reads the password from the environment itself: as an argument it would show in the process list, and a statement
@@ -9,6 +9,13 @@ psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbn
 SET log_min_error_statement = panic;
 CREATE ROLE backup LOGIN REPLICATION PASSWORD :'password';
 GRANT pg_read_all_data, pg_monitor, pg_checkpoint TO backup;
+\getenv password APP038_DRILL_PASSWORD
+CREATE ROLE drill LOGIN PASSWORD :'password' CONNECTION LIMIT 4;
+GRANT pg_read_all_data TO drill;
+-- Large objects have owners, and no predefined role reads them all (PostgreSQL, lo_compat_privileges).
+ALTER ROLE backup SET lo_compat_privileges = on;
+ALTER ROLE drill SET lo_compat_privileges = on;
+ALTER ROLE drill SET default_transaction_read_only = on;
 SQL
 
 # The image's own line for `all` databases does not match replication connections (PostgreSQL, The pg_hba.conf File).

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from recovery.cli._run import ConfigFile, Json, Verbose, duration, run, size
 from recovery.postgres import backup as backups
-from recovery.repository.catalog import Backup
 
 
 class BackupType(StrEnum):
@@ -50,21 +49,4 @@ def postgres(
             for note in found.notes:
                 console.print(f"note: {note}", highlight=False, soft_wrap=True)
 
-        call.emit(summary(made), human)
-
-
-def summary(made: Backup) -> dict[str, object]:
-    """A backup in a few values: what `list` shows and what an asset event carries."""
-    found = made.manifest
-    return {
-        "id": found.id,
-        "system": found.system,
-        "kind": found.kind,
-        "recovery_point": found.recovery_point.isoformat(),
-        "source_bytes": found.source_bytes,
-        "stored_bytes": found.stored_bytes,
-        "objects": len(found.objects),
-        "seconds": round((found.finished_at - found.started_at).total_seconds(), 3),
-        "server_version": found.server.version,
-        "notes": found.notes,
-    }
+        call.emit(made.summary(), human)

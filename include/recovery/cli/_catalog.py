@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from recovery.cli._backup import summary
 from recovery.cli._run import ConfigFile, Identity, Json, Run, Verbose, duration, failed, run, size, table
 from recovery.errors import ConfigurationError
 from recovery.installation import Installation
@@ -36,7 +35,7 @@ def list_(
         found = {system: catalog.read(installation.store_of(system), system) for system in _systems(installation, name)}
         document = {
             system: {
-                "backups": [summary(backup) for backup in entry.backups],
+                "backups": [backup.summary() for backup in entry.backups],
                 "problems": [str(problem) for problem in entry.problems],
             }
             for system, entry in found.items()

@@ -174,7 +174,7 @@ class _Run:
         settings = self.installation.configuration.postgres_system(self.name)
         with self._phase("compare"):
             try:
-                source = self.installation.connection(settings.connection)
+                source = self.installation.connection(settings.drill.source or settings.connection)
                 for database in self.backup.manifest.server.databases:
                     self.progress(f"compare {database.name}", 0, None)
                     with (

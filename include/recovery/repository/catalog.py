@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from recovery import manifest
 from recovery.errors import ConfigurationError, FormatError, ObjectMissing, RecoveryError
@@ -29,6 +30,22 @@ class Backup:
     def objects(self, *roles: str) -> list[Sealed]:
         """The backup's objects with their whole keys; all of them, or those of the given roles."""
         return [item.sealed(self.folder) for item in self.manifest.objects if not roles or item.role in roles]
+
+    def summary(self) -> dict[str, Any]:
+        """The backup in a few plain values: what `recovery list --json` shows and what an asset event carries."""
+        found = self.manifest
+        return {
+            "id": found.id,
+            "system": found.system,
+            "kind": found.kind,
+            "recovery_point": found.recovery_point.isoformat(),
+            "source_bytes": found.source_bytes,
+            "stored_bytes": found.stored_bytes,
+            "objects": len(found.objects),
+            "seconds": round((found.finished_at - found.started_at).total_seconds(), 3),
+            "server_version": found.server.version,
+            "notes": found.notes,
+        }
 
 
 @dataclass(frozen=True)

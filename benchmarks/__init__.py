@@ -1,0 +1,1 @@
+"""Speed and cost against the peers, on real servers, run by hand: `make bench`. What was measured: benchmarks/README.md."""

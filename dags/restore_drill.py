@@ -1,0 +1,52 @@
+"""Restore the newest full backup of each PostgreSQL system in isolation, check every row, and keep the evidence.
+
+**When it is red**: the backup did not prove itself, or the drill could not run; the task's last line says which. The
+evidence in the repository has every check and its finding. A backup that failed its drill is not to be relied on:
+take a new one (`postgres_full_backup`) and drill again.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import Metadata, Param, dag, get_current_context, task
+
+from orchestration import work
+from orchestration.assets import POSTGRES_DRILL
+from orchestration.schedules import cron
+
+
+@task
+def systems(params: dict[str, Any] | None = None) -> list[str]:
+    return work.chosen_systems((params or {})["systems"])
+
+
+@task(map_index_template="{{ system }}", queue="drill", outlets=[POSTGRES_DRILL])
+def drill(system: str, params: dict[str, Any] | None = None) -> Any:
+    get_current_context()["system"] = system
+    yield Metadata(POSTGRES_DRILL, extra=work.drill(system, (params or {})["to"]))
+
+
+@dag(
+    schedule=cron("0 5 * * *"),
+    max_active_runs=1,
+    default_args={"retries": 1, "retry_delay": timedelta(minutes=5), "execution_timeout": timedelta(hours=12)},
+    params={
+        "systems": Param(
+            [],
+            type="array",
+            items={"type": "string"},
+            title="Systems",
+            description="Names from recovery.yaml, one a line. Empty: all of them.",
+        ),
+        "to": Param("latest", type="string", title="Backup", description="`latest`, or the id of a full backup."),
+    },
+    tags=["recovery", "postgres", "drill"],
+    doc_md=__doc__,
+)
+def restore_drill() -> None:
+    drill.expand(system=systems())
+
+
+restore_drill()

@@ -1,0 +1,91 @@
+"""What the lab's clients are given: the environment with its connections, the configuration file, a key pair."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from lab import app038
+from lab.directory import REPOSITORY
+from lab.objectstore import REGION
+from lab.postgres import SUPERUSER, PostgresServer
+
+if TYPE_CHECKING:
+    from lab.system import Lab
+
+BUCKET = "recovery"
+
+
+def environment(lab: Lab) -> dict[str, str]:
+    """The variables that `recovery` and Airflow read: connections with their secrets, and the configuration's place."""
+    connections: dict[str, dict[str, object]] = {
+        "APP038_POSTGRES": _postgres_connection(lab.app038, login="backup", schema=app038.DATABASE),
+        "RECOVERY_S3": {
+            "conn_type": "aws",
+            "login": lab.objects.access_key,
+            "password": lab.objects.secret_key,
+            "extra": {"endpoint_url": lab.objects.endpoint, "region_name": REGION},
+        },
+        "RECOVERY_IDENTITY": {"conn_type": "generic", "password": lab.identity},
+    }
+    if lab.staging:
+        connections["STAGING_POSTGRES"] = _postgres_connection(lab.staging, login=SUPERUSER, schema="postgres")
+    if lab.vault:
+        connections["APP038_VAULT"] = {
+            "conn_type": "vault",
+            "host": lab.vault.host,
+            "port": lab.vault.port,
+            "password": lab.vault_token,
+            "extra": {"auth_type": "token", "use_tls": False},
+        }
+    return {
+        **{f"AIRFLOW_CONN_{name}": json.dumps(connection) for name, connection in connections.items()},
+        "PYTHONPATH": str(REPOSITORY / "include"),
+        "RECOVERY_CONFIG": str(lab.root / "recovery.yaml"),
+    }
+
+
+def configuration(lab: Lab) -> dict[str, object]:
+    """What recovery.yaml says in this lab; no secrets."""
+    return {
+        "version": 1,
+        "encryption": {"recipients": [lab.recipient], "identity": "recovery_identity"},
+        "repositories": {
+            "primary": {
+                "s3": {
+                    "connection": "recovery_s3",
+                    "bucket": BUCKET,
+                    "prefix": "app038",
+                    "object_lock": {"mode": "COMPLIANCE", "days": 1},
+                }
+            }
+        },
+        "postgres": {
+            "app038": {
+                "connection": "app038_postgres",
+                "repository": "primary",
+                "tools": {lab.app038.major: str(lab.app038.bindir)},
+                "objectives": {"rto": "15m"},
+            }
+        },
+        "sandbox": {"directory": str(lab.root / "sandbox")},
+    }
+
+
+def key_pair() -> tuple[str, str]:
+    """A fresh age identity (secret) and its recipient (public)."""
+    from pyrage import x25519
+
+    identity = x25519.Identity.generate()
+    return str(identity), str(identity.to_public())
+
+
+def _postgres_connection(server: PostgresServer, *, login: str, schema: str) -> dict[str, object]:
+    return {
+        "conn_type": "postgres",
+        "host": server.host,
+        "port": server.port,
+        "login": login,
+        "password": server.passwords[login],
+        "schema": schema,
+    }

@@ -1,0 +1,130 @@
+"""The demo: Airflow backs up a live Postgres into S3, restores it in isolation, and proves the rows equal."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.airflow import Airflow
+from lab.demo_report import page, table
+from lab.errors import LabError
+from lab.system import Lab
+from recovery import config
+from recovery.connections import Connection, Resolver
+from recovery.drill import evidence
+from recovery.errors import ConfigurationError
+from recovery.installation import Installation
+from recovery.repository import catalog
+
+SYSTEM = "app038"
+_POLL_SECONDS = 1.0
+_RUN_SECONDS = 240.0
+_QUIET_STATES = (None, "scheduled", "queued", "none")
+
+
+@dataclass(frozen=True)
+class DagRun:
+    """One DAG run as the demo saw it."""
+
+    dag: str
+    run: str
+    state: str
+    seconds: float
+    tasks: dict[str, str]
+
+
+def run(root: Path, *, size_mb: int, say: Callable[[str], None]) -> int:
+    """Start the lab, run the main job through Airflow's scheduler, and write the report. Exit status 0 or 1."""
+    begun = time.monotonic()
+    with Lab(root, size_mb=size_mb, vault=True, prometheus=True, staging=True, progress=say) as lab:
+        assert lab.airflow is not None
+        say("Airflow backs up App038 while its application goes on writing")
+        backup = _follow(lab.airflow, "postgres_full_backup", say)
+        say("Airflow restores the backup in isolation and compares every row with the source")
+        drill = _follow(lab.airflow, "restore_drill", say)
+        report = _report(lab, [backup, drill], seconds=time.monotonic() - begun)
+        for run_ in (backup, drill):
+            _show_failures(lab.airflow, run_, say)
+    (root / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    (root / "report.html").write_text(page(report))
+    table(report)
+    return 0 if report["ok"] else 1
+
+
+def _follow(airflow: Airflow, dag: str, say: Callable[[str], None]) -> DagRun:
+    """Trigger a DAG and say each change of its tasks until it ends."""
+    begun = time.monotonic()
+    identifier = airflow.trigger(dag)
+    seen: dict[str, str | None] = {}
+    while True:
+        state = str(airflow.request("GET", f"dags/{dag}/dagRuns/{identifier}").json()["state"])
+        for task in airflow.task_instances(dag, identifier):
+            name = task["task_id"] + (f" [{task['rendered_map_index'] or ''}]" if task["map_index"] >= 0 else "")
+            if task["state"] not in _QUIET_STATES and seen.get(name) != task["state"]:
+                seen[name] = task["state"]
+                say(f"  {dag}: {name} {task['state']}")
+        if state in ("success", "failed"):
+            tasks = {task["task_id"]: str(task["state"]) for task in airflow.task_instances(dag, identifier)}
+            return DagRun(dag, identifier, state, round(time.monotonic() - begun, 1), tasks)
+        if time.monotonic() - begun > _RUN_SECONDS:
+            raise LabError(f"{dag} has not ended after {_RUN_SECONDS:.0f} s: {seen}")
+        time.sleep(_POLL_SECONDS)
+
+
+def _show_failures(airflow: Airflow, run_: DagRun, say: Callable[[str], None]) -> None:
+    for task in airflow.task_instances(run_.dag, run_.run):
+        if task["state"] == "failed":
+            text = airflow.task_log(
+                run_.dag, run_.run, task["task_id"], try_number=task["try_number"], map_index=task["map_index"]
+            )
+            say(f"{run_.dag} {task['task_id']} failed; the end of its log:\n" + "\n".join(text.splitlines()[-15:]))
+
+
+def _report(lab: Lab, runs: list[DagRun], *, seconds: float) -> dict[str, Any]:
+    """What the repository holds now, not what a job said; `ok` only if everything is there and held."""
+    installation = Installation(config.load(lab.root / "recovery.yaml"), resolve=_resolver(lab))
+    store = installation.store_of(SYSTEM)
+    found = catalog.read(store, SYSTEM)
+    drills = list(evidence.read_all(store))
+    newest = drills[-1] if drills else {}
+    kinds = {backup.manifest.kind for backup in found.backups}
+    compared = [entry for entry in newest.get("tables", []) if entry["verdict"] == "ok"]
+    held = {
+        "both DAG runs succeeded": all(run_.state == "success" for run_ in runs),
+        "the repository holds a base backup and a dump": kinds == {"full", "dump"} and not found.problems,
+        "the drill proved that base backup": newest.get("verdict") == "ok"
+        and newest.get("backup") == (backup.id if (backup := found.newest("full")) else None),
+        "every table was compared, and no row differs": bool(compared)
+        and len(compared) == len(newest["tables"])
+        and sum(entry["rows"] for entry in compared) > 0,
+    }
+    return {
+        "ok": all(held.values()),
+        "held": held,
+        "seconds": round(seconds, 1),
+        "lab_ready_seconds": round(lab.ready_seconds or 0.0, 1),
+        "repository": store.description,
+        "dag_runs": [
+            {"dag": run_.dag, "state": run_.state, "seconds": run_.seconds, "tasks": run_.tasks} for run_ in runs
+        ],
+        "backups": [
+            backup.summary() | {"copy_seconds": backup.manifest.timings_seconds["copy"]} for backup in found.backups
+        ],
+        "drill": newest,
+    }
+
+
+def _resolver(lab: Lab) -> Resolver:
+    """The lab's connections, without putting them into this process's environment."""
+
+    def resolve(connection_id: str) -> Connection:
+        value = lab.env.get(f"AIRFLOW_CONN_{connection_id.upper()}")
+        if value is None:
+            raise ConfigurationError("the lab has no such connection", where=connection_id)
+        return Connection.from_json(connection_id, value)
+
+    return resolve

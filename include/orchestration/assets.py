@@ -1,0 +1,14 @@
+"""The assets that DAGs announce: a backup that passed its check, a drill that proved one.
+
+They have names and no URIs: a URI makes Airflow load every provider at each parse to look for its handler.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import Asset
+
+POSTGRES_BACKUP = Asset(name="postgres_backup")
+"""Its events carry `system`, `id`, `kind`, `recovery_point`, `source_bytes`, `stored_bytes`."""
+
+POSTGRES_DRILL = Asset(name="postgres_drill")
+"""Its events carry `system`, `backup`, `evidence`, `verdict`, `rpo_seconds`, `rto_seconds`."""

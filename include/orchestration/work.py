@@ -1,0 +1,144 @@
+"""The bodies of the DAGs' tasks. Each takes and returns plain values; everything else is the library's.
+
+Imports of the library are inside the functions: the DAG processor imports this module again and again, the work happens
+in the tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowFailException
+
+if TYPE_CHECKING:
+    from recovery.postgres.backup import Kind
+
+log = logging.getLogger(__name__)
+
+_LINE_SECONDS = 5.0
+
+
+def chosen_systems(wanted: list[str] | None) -> list[str]:
+    """The PostgreSQL systems that a run works on: those named in its form, or all of the configuration."""
+    with _work():
+        from recovery import config
+
+        configuration = config.load()
+        for name in wanted or []:
+            configuration.postgres_system(name)
+        return list(wanted or configuration.postgres)
+
+
+def back_up(system: str, kind: Kind) -> dict[str, Any]:
+    """Take a backup and commit it; returns its summary."""
+    with _work():
+        from orchestration.installation import open_installation
+        from recovery.postgres import backup
+
+        made = backup.take(open_installation().source(system), kind, progress=_log_progress())
+        return _logged(made.summary())
+
+
+def check(summary: dict[str, Any]) -> dict[str, Any]:
+    """Read every object of a new backup back from the store and compare it with what was written. Needs no key."""
+    with _work():
+        from orchestration.installation import open_installation
+        from recovery.postgres.verify import verify
+        from recovery.repository import catalog
+        from recovery.repository.verify import Level, Verdict
+
+        installation = open_installation()
+        system, identifier = summary["system"], summary["id"]
+        found = catalog.read(installation.store_of(system), system).find(identifier)
+        report = verify(installation, system, found, Level.CHECKSUM)
+        for finding in report.findings:
+            log.error("%s: %s", finding.verdict, finding.problem)
+        if report.verdict is not Verdict.OK:
+            raise AirflowFailException(f"{identifier}: the check ended {report.verdict}: {report.findings[0].problem}")
+        log.info("%s: %d objects, %d bytes read back and equal", identifier, report.objects, report.bytes_read)
+        return summary
+
+
+def drill(system: str, to: str) -> dict[str, Any]:
+    """Restore a backup in isolation and check it; the evidence is stored before a bad verdict fails the task."""
+    with _work():
+        from orchestration.installation import open_installation
+        from recovery.drill.postgres import drill as run_drill
+        from recovery.postgres import plan
+        from recovery.repository import catalog
+        from recovery.repository.verify import Verdict
+
+        installation = open_installation()
+        backup = plan.choose(catalog.read(installation.store_of(system), system), to)
+        evidence = run_drill(installation, system, backup, progress=_log_progress())
+        for item in evidence.checks:
+            log.log(
+                logging.INFO if item.verdict is Verdict.OK else logging.ERROR,
+                "%s: %s: %s",
+                item.name,
+                item.verdict,
+                item.detail,
+            )
+        if evidence.verdict is not Verdict.OK:
+            reasons = "; ".join(
+                f"{item.name}: {item.detail}" for item in evidence.checks if item.verdict is not Verdict.OK
+            )
+            raise AirflowFailException(
+                f"{backup.id}: the drill ended {evidence.verdict}: {reasons} (evidence: {evidence.key})"
+            )
+        return _logged(
+            {
+                "system": system,
+                "backup": backup.id,
+                "evidence": evidence.key,
+                "verdict": str(evidence.verdict),
+                "rpo_seconds": evidence.rpo_seconds,
+                "rto_seconds": evidence.rto_seconds,
+            }
+        )
+
+
+def _logged(values: dict[str, Any]) -> dict[str, Any]:
+    log.info(", ".join(f"{key}={value}" for key, value in values.items()))
+    return values
+
+
+def _log_progress() -> Any:
+    """A line every few seconds: a task log is not a terminal."""
+    next_line = time.monotonic() + _LINE_SECONDS
+
+    def progress(what: str, done: int, expected: int | None) -> None:
+        nonlocal next_line
+        if time.monotonic() >= next_line:
+            share = f" ({100 * done / expected:.0f} %)" if expected else ""
+            log.info("%s: %.1f MB%s", what, done / 1e6, share)
+            next_line = time.monotonic() + _LINE_SECONDS
+
+    return progress
+
+
+@contextlib.contextmanager
+def _work() -> Iterator[None]:
+    """Errors in one line; what no retry can mend fails at once; a task that is ended cleans up before it dies.
+
+    Airflow ends a task with SIGTERM, to which a Python task does not react by itself, and SIGKILL five seconds later.
+    Raised as KeyboardInterrupt in the main thread, uploads are aborted and sandbox servers stopped in between.
+    """
+    from recovery.errors import ConfigurationError, PreconditionError
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt("the task was ended from outside")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except (ConfigurationError, PreconditionError) as problem:
+        raise AirflowFailException(str(problem)) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
