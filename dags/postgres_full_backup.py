@@ -61,8 +61,8 @@ def protect(system: str) -> None:
     default_args={"retries": 2, "retry_delay": timedelta(minutes=2), "execution_timeout": timedelta(hours=12)},
     params={
         "systems": Param(
-            [],
-            type="array",
+            None,
+            type=["null", "array"],
             items={"type": "string"},
             title="Systems",
             description="Names from recovery.yaml, one a line. Empty: all of them.",

@@ -34,8 +34,8 @@ def drill(system: str, params: dict[str, Any] | None = None) -> Any:
     default_args={"retries": 1, "retry_delay": timedelta(minutes=5), "execution_timeout": timedelta(hours=12)},
     params={
         "systems": Param(
-            [],
-            type="array",
+            None,
+            type=["null", "array"],
             items={"type": "string"},
             title="Systems",
             description="Names from recovery.yaml, one a line. Empty: all of them.",

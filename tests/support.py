@@ -45,7 +45,9 @@ def secret_of(identity: Any) -> str:
     return str(identity)
 
 
-def postgres_connection(server: PostgresServer, identifier: str = "app038_backup", *, user: str = "backup") -> Connection:
+def postgres_connection(
+    server: PostgresServer, identifier: str = "app038_backup", *, user: str = "backup"
+) -> Connection:
     """The connection that a worker would be given: the role that only makes backups."""
     return Connection(
         id=identifier,

@@ -1,4 +1,4 @@
-"""What the lab's clients are given: the environment with its connections, the configuration file, a key pair."""
+"""What the lab's clients are given: the environment with its connections, the configuration, a key pair."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from lab import app038
 from lab.directory import REPOSITORY
 from lab.objectstore import REGION
 from lab.postgres import SUPERUSER, PostgresServer
+from recovery import config
+from recovery.connections import Connection
+from recovery.errors import ConfigurationError
+from recovery.installation import Installation
 
 if TYPE_CHECKING:
     from lab.system import Lab
@@ -68,8 +72,23 @@ def configuration(lab: Lab) -> dict[str, object]:
                 "objectives": {"rto": "15m"},
             }
         },
-        "sandbox": {"directory": str(lab.root / "sandbox")},
+        "sandbox": {
+            "directory": str(lab.root / "sandbox"),
+            "user": lab.app038.user.name if lab.app038.user else None,
+        },
     }
+
+
+def installation_of(lab: Lab) -> Installation:
+    """The library on this lab, without its connections in this process's environment."""
+
+    def resolve(connection_id: str) -> Connection:
+        value = lab.env.get(f"AIRFLOW_CONN_{connection_id.upper()}")
+        if value is None:
+            raise ConfigurationError("the lab has no such connection", where=connection_id)
+        return Connection.from_json(connection_id, value)
+
+    return Installation(config.load(lab.root / "recovery.yaml"), resolve=resolve)
 
 
 def key_pair() -> tuple[str, str]:

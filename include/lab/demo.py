@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lab.airflow import Airflow
+from lab.clients import installation_of
 from lab.demo_report import page, table
 from lab.errors import LabError
 from lab.system import Lab
-from recovery import config
-from recovery.connections import Connection, Resolver
 from recovery.drill import evidence
-from recovery.errors import ConfigurationError
-from recovery.installation import Installation
 from recovery.repository import catalog
 
 SYSTEM = "app038"
@@ -86,8 +83,7 @@ def _show_failures(airflow: Airflow, run_: DagRun, say: Callable[[str], None]) -
 
 def _report(lab: Lab, runs: list[DagRun], *, seconds: float) -> dict[str, Any]:
     """What the repository holds now, not what a job said; `ok` only if everything is there and held."""
-    installation = Installation(config.load(lab.root / "recovery.yaml"), resolve=_resolver(lab))
-    store = installation.store_of(SYSTEM)
+    store = installation_of(lab).store_of(SYSTEM)
     found = catalog.read(store, SYSTEM)
     drills = list(evidence.read_all(store))
     newest = drills[-1] if drills else {}
@@ -116,15 +112,3 @@ def _report(lab: Lab, runs: list[DagRun], *, seconds: float) -> dict[str, Any]:
         ],
         "drill": newest,
     }
-
-
-def _resolver(lab: Lab) -> Resolver:
-    """The lab's connections, without putting them into this process's environment."""
-
-    def resolve(connection_id: str) -> Connection:
-        value = lab.env.get(f"AIRFLOW_CONN_{connection_id.upper()}")
-        if value is None:
-            raise ConfigurationError("the lab has no such connection", where=connection_id)
-        return Connection.from_json(connection_id, value)
-
-    return resolve

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from recovery.errors import ConfigurationError, ConfigurationProblems
 
@@ -22,6 +22,7 @@ CONFIG_VARIABLE = "RECOVERY_CONFIG"
 DEFAULT_PATH = Path(__file__).resolve().parent.parent / "config" / "recovery.yaml"
 SUPPORTED_MAJORS = (15, 16, 17, 18)
 
+_SECRET_PREFIX = "AGE-SECRET-KEY-"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -36,6 +37,11 @@ def _duration(value: object) -> object:
 
 
 def _connection_id(value: str) -> str:
+    if value.upper().startswith(_SECRET_PREFIX):
+        raise ValueError(
+            "this is a secret identity, not a connection id: "
+            "put it into an Airflow connection, and the connection's id here"
+        )
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", value):
         raise ValueError("not a connection id (a secret, or a URI?): name an Airflow connection here")
     return value
@@ -50,7 +56,7 @@ def _system_name(value: str) -> str:
 def _recipient(value: str) -> str:
     from recovery.repository.sealing import parse_recipient
 
-    if value.upper().startswith("AGE-SECRET-KEY-"):
+    if value.upper().startswith(_SECRET_PREFIX):
         raise ValueError("this is a secret identity, not a recipient: put its public key (age-keygen -y) here")
     try:
         parse_recipient(value)
@@ -165,9 +171,14 @@ class Configuration(_Strict):
     def _references(self) -> Configuration:
         for name, system in self.postgres.items():
             if system.repository not in self.repositories:
-                known = ", ".join(sorted(self.repositories))
-                raise ValueError(
-                    f"postgres.{name}.repository: no repository is named {system.repository!r}; known: {known}"
+                raise PydanticCustomError(
+                    "reference",
+                    "no repository is named '{wanted}': use one of: {known}",
+                    {
+                        "path": f"postgres.{name}.repository",
+                        "wanted": system.repository,
+                        "known": ", ".join(sorted(self.repositories)),
+                    },
                 )
         return self
 
@@ -221,7 +232,7 @@ def parse(text: str, *, where: str = "recovery.yaml") -> Configuration:
 
 def _explain(error: ErrorDetails, *, where: str) -> ConfigurationError:
     location = error["loc"]
-    path = ".".join(str(part) for part in location)
+    path = ".".join(str(part) for part in location) or error.get("ctx", {}).get("path", "")
     at = f"{where}: {path}" if path else where
     if error["type"] == "extra_forbidden":
         return ConfigurationError("unknown key", where=at, remedy=_nearest(location))
@@ -229,7 +240,7 @@ def _explain(error: ErrorDetails, *, where: str) -> ConfigurationError:
         return ConfigurationError("this key is required", where=at, remedy="add it")
     message = error["msg"].removeprefix("Value error, ")
     what, _, remedy = message.partition(": ")
-    if error["type"] == "value_error":
+    if error["type"] in ("value_error", "reference"):
         return ConfigurationError(what, where=at, remedy=remedy or "see README.md, Configuration")
     return ConfigurationError(message[0].lower() + message[1:], where=at, remedy="correct the value")
 

@@ -33,11 +33,14 @@ RECIPIENT = IDENTITY.to_public()
 COMPRESSIONS: tuple[Compression, ...] = ("zstd", "zstd-by-source", "none")
 # Pieces long enough to fill a batch are made of few drawn bytes: the sizes matter here, and drawing megabytes is slow.
 PIECES = st.lists(
-    st.builds(lambda unit, times: unit * times, st.binary(max_size=64), st.sampled_from([0, 1, 3, 700, 30_000])), max_size=8
+    st.builds(lambda unit, times: unit * times, st.binary(max_size=64), st.sampled_from([0, 1, 3, 700, 30_000])),
+    max_size=8,
 )
 
 
-def seal(store: MemoryStore, pieces: list[bytes], *, compression: Compression = "zstd", encrypted: bool = True) -> Sealed:
+def seal(
+    store: MemoryStore, pieces: list[bytes], *, compression: Compression = "zstd", encrypted: bool = True
+) -> Sealed:
     writer = SealingWriter(
         store, "object", recipients=[RECIPIENT] if encrypted else [], compression=compression, size_limit=1 << 40
     )
@@ -269,7 +272,10 @@ def test_what_is_no_identity_is_refused_without_being_quoted(text: str) -> None:
 def test_a_key_file_with_comments_and_several_identities_is_read() -> None:
     other = pyrage.x25519.Identity.generate()
     text = f"# created: 2026-01-01T00:00:00Z\n# public key: {RECIPIENT}\n{IDENTITY}\n\n{other}\n"
-    assert [str(found.to_public()) for found in parse_identities(text, where="f")] == [str(RECIPIENT), str(other.to_public())]
+    assert [str(found.to_public()) for found in parse_identities(text, where="f")] == [
+        str(RECIPIENT),
+        str(other.to_public()),
+    ]
 
 
 def test_progress_counts_every_stored_byte_once() -> None:

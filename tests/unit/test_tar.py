@@ -75,12 +75,21 @@ def test_any_chunking_gives_what_tarfile_sees(members: list[tuple[str, str, byte
     seen = feed(data, sizes).members
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         expected = [
-            (info.name, info.type, info.size, info.mode, info.linkname, extracted.read() if (extracted := tar.extractfile(info)) and info.isreg() else b"")
+            (
+                info.name,
+                info.type,
+                info.size,
+                info.mode,
+                info.linkname,
+                extracted.read() if (extracted := tar.extractfile(info)) and info.isreg() else b"",
+            )
             for info in tar
             if not info.issym()
         ]
         links = [(info.name, info.linkname) for info in tar if info.issym()]
-    assert [(m.name, m.kind, m.size, m.mode, m.link, content) for m, content in seen if m.kind != tarfile.SYMTYPE] == expected
+    assert [
+        (m.name, m.kind, m.size, m.mode, m.link, content) for m, content in seen if m.kind != tarfile.SYMTYPE
+    ] == expected
     assert [(m.name, m.link) for m, _ in seen if m.kind == tarfile.SYMTYPE] == links
 
 

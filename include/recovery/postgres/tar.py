@@ -103,6 +103,8 @@ def _parse(block: bytes) -> Member:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as problem:
         raise IntegrityError(f"a tar header is damaged ({problem})", remedy="use another backup") from None
+    if info.size < 0:
+        raise IntegrityError("a tar header is damaged (negative size)", where=info.name, remedy="use another backup")
     if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE):
         raise IntegrityError(f"a tar member has kind {info.type!r}, which no backup holds", where=info.name)
     return Member(info.name, info.type, info.size, info.mode, info.linkname, block)

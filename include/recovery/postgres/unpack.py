@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from recovery.errors import IntegrityError, RestoreError
-from recovery.postgres.owner import Owner
+from recovery.postgres.owner import Owner, give
 from recovery.postgres.tar import Member, TarStream
 
 _FOLDER_MODE = 0o700
@@ -28,6 +28,7 @@ class Unpacker:
         self._tar = TarStream(self)
         self._file: BinaryIO | None = None
         self._name = ""
+        self._folders = {target}
 
     def write(self, data: bytes, /) -> None:
         try:
@@ -68,22 +69,27 @@ class Unpacker:
         self.close()
 
     def _folder(self, path: Path) -> None:
-        if path.is_dir():
+        if path in self._folders:
             return
         self._folder(path.parent)
-        path.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-        if self._owner is not None:
-            os.chown(path, self._owner.uid, self._owner.gid)
+        if path.is_symlink():
+            raise _untrusted(f"the archive has a member that would be written through a link: {self._name!r}", path)
+        if not path.is_dir():
+            path.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+            give(path, self._owner)
+        self._folders.add(path)
 
     def _safe(self, name: str) -> Path:
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\0" in name:
-            raise IntegrityError(
-                f"the archive has a member that would be written outside the target: {name!r}",
-                where=str(self._target),
-                remedy="do not trust this backup; find out who wrote it",
+            raise _untrusted(
+                f"the archive has a member that would be written outside the target: {name!r}", self._target
             )
         return self._target / pure
+
+
+def _untrusted(what: str, where: Path) -> IntegrityError:
+    return IntegrityError(what, where=str(where), remedy="do not trust this backup; find out who wrote it")
 
 
 def _explained(problem: OSError, target: Path, name: str) -> RestoreError:

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from datetime import timedelta
 from types import TracebackType
@@ -36,6 +37,7 @@ class Lease:
         self._ttl = ttl
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._generation = 0
+        self._good_until = 0.0
         self._lost: RecoveryError | None = None
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name=f"lease {job}", daemon=True)
@@ -50,7 +52,7 @@ class Lease:
             )
         self._generation = self._number(newest)
         try:
-            self._write(released=False)
+            self._claim()
         except ObjectExists:
             raise LeaseError(
                 f"another writer took {self._what} at this moment", where=self._store.description, remedy="try again"
@@ -74,14 +76,20 @@ class Lease:
         """Raise LeaseError if the lease was lost: another writer may be at work."""
         if self._lost is not None:
             raise self._lost
+        if time.monotonic() > self._good_until:
+            # This process slept, or the store kept a renewal waiting: others may have passed over the lease.
+            raise LeaseError(
+                f"{self._what}: the lease has run out before it was renewed",
+                where=self._store.description,
+                remedy="nothing was committed; run it again",
+            )
 
     def _renew(self) -> None:
         third = self._ttl.total_seconds() / 3
         failures = 0
         while not self._stop.wait(third):
             try:
-                self._write(released=False)
-                self._sweep()
+                self._claim()
                 failures = 0
             except ObjectExists:
                 self._lost = LeaseError(
@@ -99,6 +107,12 @@ class Lease:
                         remedy="nothing was committed; run it again when the store answers",
                     )
                     return
+
+    def _claim(self) -> None:
+        begun = time.monotonic()
+        self._write(released=False)
+        self._sweep()
+        self._good_until = begun + self._ttl.total_seconds()
 
     def _write(self, *, released: bool) -> None:
         document = {"holder": self._holder, "released": released, "ttl_seconds": self._ttl.total_seconds()}
@@ -123,7 +137,12 @@ class Lease:
         return 0 if info is None else int(info.key.removeprefix(self._folder).removesuffix(".json"))
 
     def _sweep(self) -> None:
-        """Forget what is older than the newest: it decides nothing any more."""
+        """Forget what is older than the newest: it decides nothing any more. Raises ObjectExists where ours is older.
+
+        That a number could be written does not make it the highest: a later holder may have swept it away before.
+        """
         for info in list(self._store.scan(self._folder)):
+            if self._number(info) > self._generation:
+                raise ObjectExists("another writer's lease is newer", where=info.key)
             if self._number(info) < self._generation:
                 self._store.delete(info.key)
