@@ -54,9 +54,8 @@ class MemoryStore:
 
     def scan(self, prefix: str) -> Iterator[ObjectInfo]:
         self.before("scan", prefix)
-        for key in sorted(self.objects):
+        for key, (data, modified) in sorted(self.objects.items()):
             if key.startswith(prefix):
-                data, modified = self.objects[key]
                 yield ObjectInfo(key, len(data), modified)
 
     def folders(self, prefix: str) -> list[str]:

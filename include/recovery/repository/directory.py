@@ -57,7 +57,11 @@ class DirectoryStore:
         with _explained(prefix, self.description):
             paths = [path for path in base.rglob("*") if path.is_file() and _STAGING not in path.parts]
             keys = sorted((path.relative_to(self.root).as_posix(), path) for path in paths)
-            yield from (_info(key, path) for key, path in keys if key.startswith(prefix))
+            for key, path in keys:
+                if key.startswith(prefix):
+                    # Another process may have deleted it meanwhile (a lease that was swept).
+                    with contextlib.suppress(FileNotFoundError):
+                        yield _info(key, path)
 
     def folders(self, prefix: str) -> list[str]:
         base = self.root / prefix

@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTT
 
 from recovery.config import S3Repository
 from recovery.connections import Connection
-from recovery.errors import ConfigurationError, ObjectExists, ObjectMissing, StoreError, StoreUnreachable
+from recovery.errors import ConfigurationError, IntegrityError, ObjectExists, ObjectMissing, StoreError, StoreUnreachable
 from recovery.repository.store import ObjectInfo
 
 if TYPE_CHECKING:
@@ -62,21 +62,29 @@ def client_config() -> Config:
 def make_client(connection: Connection) -> S3Client:
     """A boto3 client from an `aws` connection: login and password are the keys, extra has endpoint_url, region_name.
 
-    Without keys boto3's own chain applies (instance role, environment, profile).
+    Without keys boto3's own chain applies (instance role, environment, profile). Raises ConfigurationError.
     """
     import boto3
 
     extra = connection.extra
-    return boto3.client(
-        "s3",
-        aws_access_key_id=connection.login or None,
-        aws_secret_access_key=connection.password or None,
-        aws_session_token=extra.get("aws_session_token"),
-        region_name=extra.get("region_name"),
-        endpoint_url=extra.get("endpoint_url") or extra.get("host") or None,
-        verify=extra.get("verify"),
-        config=client_config(),
-    )
+    try:
+        return boto3.client(
+            "s3",
+            aws_access_key_id=connection.login or None,
+            aws_secret_access_key=connection.password or None,
+            aws_session_token=extra.get("aws_session_token"),
+            region_name=extra.get("region_name"),
+            endpoint_url=extra.get("endpoint_url") or extra.get("host") or None,
+            verify=extra.get("verify"),
+            config=client_config(),
+        )
+    except (ValueError, BotoCoreError) as problem:
+        raise ConfigurationError(
+            f"no S3 client can be made ({problem})",
+            where=f"connection {connection.id}",
+            remedy="correct its endpoint_url (a whole URL, https://host:port) and region_name",
+        ) from None
+
 
 
 class S3Store:
@@ -345,8 +353,16 @@ class _ResumingReader:
 
     def _request(self) -> Any:
         resumed: dict[str, Any] = {"Range": f"bytes={self._position}-", "IfMatch": self._etag} if self._position else {}
-        with self._store._explained(self._key):
-            answer = self._store._client.get_object(**self._store._at(self._key), **resumed)
+        try:
+            with self._store._explained(self._key):
+                answer = self._store._client.get_object(**self._store._at(self._key), **resumed)
+        except ObjectExists:
+            # IfMatch failed: going on would mix two objects.
+            raise IntegrityError(
+                "the object was replaced while it was read",
+                where=f"{self._store.description}/{self._key}",
+                remedy="find out who writes there, and verify the backup",
+            ) from None
         self._etag = answer["ETag"]
         return answer["Body"]
 
