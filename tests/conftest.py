@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg import sql
 
 from lab import app038
 from lab.objectstore import SeaweedFS
@@ -39,9 +40,10 @@ class Servers:
             create_odd_database(server)
         return self._started[name]
 
-    def staging(self) -> PostgresServer:
-        """An empty server of the newest major, for dumps to be restored into."""
-        return self._started.get("staging") or self._start("staging", MAJORS[-1], settings={})
+    def staging(self, major: int) -> PostgresServer:
+        """An empty server, for dumps to be restored into."""
+        name = f"staging{major}"
+        return self._started.get(name) or self._start(name, major, settings={})
 
     def _start(self, name: str, major: int, *, settings: dict[str, str]) -> PostgresServer:
         server = PostgresServer(self._folder / name, major=major, name=name, settings=settings)
@@ -50,8 +52,6 @@ class Servers:
 
 
 def create_odd_database(server: PostgresServer) -> None:
-    from psycopg import sql
-
     server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(ODD_DATABASE)))
     server.execute(Path(__file__).with_name("odd.sql").read_text(), dbname=ODD_DATABASE)  # type: ignore[arg-type]
 
@@ -74,17 +74,32 @@ def any_server(request: pytest.FixtureRequest, servers: Servers) -> PostgresServ
 
 
 @pytest.fixture
-def staging(servers: Servers) -> Iterator[PostgresServer]:
-    """An empty running server; what a test makes on it is dropped afterwards."""
-    from psycopg import sql
+def staging_of(servers: Servers) -> Iterator[Callable[[int], PostgresServer]]:
+    """An empty running server of a major that has what the source's has; what a test makes on it is dropped afterwards."""
+    used: list[PostgresServer] = []
 
-    staging = servers.staging()
-    yield staging
-    for (name,) in staging.execute("SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'"):
-        staging.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-    for (name,) in staging.execute("SELECT rolname FROM pg_roles WHERE oid > 16383"):
-        staging.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
-        staging.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+    def get(major: int) -> PostgresServer:
+        used.append(servers.staging(major))
+        return used[-1]
+
+    yield get
+    for server in used:
+        clear(server)
+
+
+@pytest.fixture
+def staging(staging_of: Callable[[int], PostgresServer]) -> PostgresServer:
+    return staging_of(17)
+
+
+def clear(server: PostgresServer) -> None:
+    """Drop every database and role that a test has made."""
+    for (name,) in server.execute("SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'"):
+        server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    roles = [name for (name,) in server.execute("SELECT rolname FROM pg_roles WHERE oid > 16383")]
+    for words in ("DROP OWNED BY {}", "DROP ROLE {}"):
+        for name in roles:
+            server.execute(sql.SQL(words).format(sql.Identifier(name)))
 
 
 @pytest.fixture(scope="session")

@@ -82,9 +82,9 @@ class OpenBao(Server):
         for share in self.shares[:_THRESHOLD]:
             self.request("PUT", "sys/unseal", token="", body={"key": share})
 
-    def write_policy(self, name: str, text: str) -> None:
+    def write_policy(self, name: str, text: str, *, token: str | None = None) -> None:
         """Create or replace an ACL policy."""
-        self.request("PUT", f"sys/policies/acl/{name}", body={"policy": text})
+        self.request("PUT", f"sys/policies/acl/{name}", body={"policy": text}, token=token)
 
     def create_token(self, policies: list[str], *, token: str | None = None) -> str:
         """An orphan token with these policies, valid while the lab is up; its value may be chosen beforehand."""

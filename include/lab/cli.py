@@ -35,6 +35,12 @@ def _say(line: str) -> None:
     print(f"lab: {line}", file=sys.stderr, flush=True)
 
 
+def _end_on_signals() -> None:
+    """End in order for each of them; a shell starts a background job with SIGINT ignored, and Python leaves it so."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+
+
 def _directory(root: Path | None) -> LabDirectory:
     return LabDirectory(root or default_root())
 
@@ -59,8 +65,7 @@ def up(
             parts = {"airflow": airflow, "vault": vault, "prometheus": prometheus, "staging": staging}
             _detach(directory, [f"--size-mb={size_mb}", *(f"--no-{part}" for part, on in parts.items() if not on)])
             return
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler)
+        _end_on_signals()
         with Lab(
             directory.root,
             size_mb=size_mb,
@@ -92,8 +97,7 @@ def demo(
 
     try:
         directory = _directory(root)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler)
+        _end_on_signals()
         status = run(directory.root, size_mb=size_mb, say=_say)
     except (AlreadyRunningError, LabError) as error:
         _say(str(error))
@@ -112,9 +116,9 @@ def down(*, root: Root = None) -> None:
     try:
         if directory.running and pid:
             os.kill(pid, signal.SIGTERM)
-            if not _gone(directory, seconds=_DOWN_SECONDS):
+            if not _gone(pid, seconds=_DOWN_SECONDS):
                 os.kill(pid, signal.SIGKILL)
-                _gone(directory, seconds=_DOWN_SECONDS)
+                _gone(pid, seconds=_DOWN_SECONDS)
         elif not pid:
             _say(f"no lab is running at {directory.root}")
             return
@@ -195,11 +199,18 @@ def _detach(directory: LabDirectory, arguments: list[str]) -> None:
         raise LabError(f"the lab did not start (status {launcher.returncode}); see {path}")
 
 
-def _gone(directory: LabDirectory, *, seconds: float) -> bool:
+def _gone(pid: int, *, seconds: float) -> bool:
+    """Whether the process ended in time; one that nobody has collected yet has ended."""
     deadline = time.monotonic() + seconds
-    while directory.running and time.monotonic() < deadline:
+    stat = Path(f"/proc/{pid}/stat")
+    while time.monotonic() < deadline:
+        try:
+            if stat.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
         time.sleep(0.1)
-    return not directory.running
+    return False
 
 
 def _answers(host: str, port: int) -> bool:

@@ -17,9 +17,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
 LAUNCHER_CHECK_SECONDS = 1.0
+# A terminal or `kill` may send these to everything at once: the guard decides in which order things end.
+SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 
 
 def descendants(root: int) -> list[int]:
@@ -52,23 +55,23 @@ def _send(pids: list[int], signal_number: int) -> None:
             continue
 
 
-def _reap() -> None:
-    """Collect adopted processes; the server itself is collected by its Popen object, before this runs."""
+def _all_collected() -> bool:
+    """Collect what has ended; whether no child is left, and so nothing at all: the guard adopts every orphan."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
     except ChildProcessError:
-        pass
+        return True
+    return False
 
 
 def _wait(server: subprocess.Popen[bytes], *, seconds: float) -> bool:
-    """Whether the server, and only then everything that it left behind, ended in time."""
+    """Whether the server, and then everything that it left behind, ended in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if server.poll() is not None:
-            _reap()
-            if not descendants(os.getpid()):
-                return True
+        # The server's own status belongs to its Popen object: it is collected first.
+        if server.poll() is not None and _all_collected():
+            return True
         time.sleep(0.02)
     return False
 
@@ -89,37 +92,57 @@ def _end(server: subprocess.Popen[bytes], *, stop_signal: int, stop_seconds: flo
 
 def main() -> int:
     """Run the server that the first line of standard input describes, until it ends or the launcher does."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     launcher = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    order = _read_order()
+    if order is None:
+        return 0
+    try:
+        server = _start(order)
+    except OSError as error:
+        print(f"cannot run {order['argv'][0]}: {error}", flush=True)
+        return 127
+    print(server.pid, flush=True)
+    try:
+        return _guard(server, order, launcher=launcher)
+    finally:
+        for path in order["leftovers"]:
+            Path(path).unlink(missing_ok=True)
+
+
+def _read_order() -> dict[str, Any] | None:
+    """The launcher's order; None where the launcher died before it gave one."""
     line = b""
     while not line.endswith(b"\n"):
         # Unbuffered: a buffered reader would swallow a command that select() then never reports.
         byte = os.read(0, 1)
         if not byte:
-            return 0
+            return None
         line += byte
-    order = json.loads(line)
+    order: dict[str, Any] = json.loads(line)
+    return order
+
+
+def _start(order: dict[str, Any]) -> subprocess.Popen[bytes]:
     identity = {} if order["uid"] is None else {"user": order["uid"], "group": order["gid"], "extra_groups": []}
     with Path(order["log"]).open("ab") as log:
-        try:
-            server = subprocess.Popen(
-                order["argv"],
-                env=order["env"],
-                cwd=order["cwd"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                restore_signals=True,
-                preexec_fn=_default_signals,
-                **identity,
-            )
-        except OSError as error:
-            print(f"cannot run {order['argv'][0]}: {error}", flush=True)
-            return 127
-    print(server.pid, flush=True)
+        return subprocess.Popen(
+            order["argv"],
+            env=order["env"],
+            cwd=order["cwd"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=_default_signals,
+            **identity,
+        )
+
+
+def _guard(server: subprocess.Popen[bytes], order: dict[str, Any], *, launcher: int) -> int:
+    """Wait for the server's end, or end it; the status that the guard ends with."""
     exited = os.pidfd_open(server.pid)
     while True:
         ready, _, _ = select.select([0, exited], [], [], LAUNCHER_CHECK_SECONDS)
@@ -141,7 +164,7 @@ def main() -> int:
 
 def _default_signals() -> None:
     """What the guard ignores the server must not: ignored signals survive an exec."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 

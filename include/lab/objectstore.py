@@ -87,6 +87,7 @@ class SeaweedFS(Server):
             cwd=self.data_dir,
             stop_signal=signal.SIGTERM,
             stop_seconds=_STOP_SECONDS,
+            leftovers=self._sockets(),
             lab_id=self.lab_id,
         )
         self.processes = [process]
@@ -103,26 +104,16 @@ class SeaweedFS(Server):
             probe, timeout_seconds=_START_SECONDS, not_ready=(BotoCoreError, ClientError, httpx.HTTPError, LabError)
         )
 
-    def stop(self) -> None:
-        """Stop; nothing acknowledged is lost."""
-        super().stop()
-        self._remove_sockets()
-
-    def kill(self) -> None:
-        """Crash: SIGKILL."""
-        super().kill()
-        self._remove_sockets()
-
     def describe(self) -> dict[str, Any]:
         """What `state.json` says about the server."""
         own = {"endpoint": self.endpoint, "access_key": self.access_key, "secret_key": self.secret_key}
         return super().describe() | own
 
-    def _remove_sockets(self) -> None:
-        # They lie where no option reaches, and the server leaves them behind.
-        for part in _PORTS:
-            Path(f"/tmp/seaweedfs-{part}-{self._ports[part]}.sock").unlink(missing_ok=True)
-            Path(f"/tmp/seaweedfs-{part}-grpc-{self._grpc_ports[part]}.sock").unlink(missing_ok=True)
+    def _sockets(self) -> list[Path]:
+        """They lie where no option reaches, and the server leaves them behind."""
+        folder = Path("/tmp")
+        named = [folder / f"seaweedfs-{part}-{port}.sock" for part, port in self._ports.items()]
+        return named + [folder / f"seaweedfs-{part}-grpc-{port}.sock" for part, port in self._grpc_ports.items()]
 
     def _options(self) -> list[str]:
         identity = {

@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +31,7 @@ host    replication  all   {LOOPBACK}/32   scram-sha-256
 """
 _START_SECONDS = 30.0
 _STOP_SECONDS = 15.0
+_TOOL_SECONDS = 120.0
 
 
 def bindir(major: int) -> Path:
@@ -120,7 +120,7 @@ class PostgresServer(Server):
             os.write(descriptor, self.passwords[SUPERUSER].encode())
             if self.user:
                 os.fchown(descriptor, self.user.uid, self.user.gid)
-            self._run(
+            self._run_to_its_end(
                 "initdb",
                 f"--pgdata={self.data_dir}",
                 f"--username={SUPERUSER}",
@@ -200,19 +200,16 @@ class PostgresServer(Server):
                 except OSError:
                     shutil.rmtree(draft)
 
-    def _run(self, tool: str, *arguments: str) -> None:
-        """Run one of the server's tools to its end, as the service user."""
-        done = subprocess.run(
+    def _run_to_its_end(self, tool: str, *arguments: str) -> None:
+        """One of the server's tools, as the service user, and under a guard: it must not outlive the launcher."""
+        process = Process(
+            f"PostgreSQL {self.major} ({self.name}): {tool}",
             [self.bindir / tool, *arguments],
-            env={"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": str(self.data_dir)},
+            log=self.log,
             cwd=self.data_dir,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            user=self.user.uid if self.user else None,
-            group=self.user.gid if self.user else None,
-            extra_groups=[] if self.user else None,
-            check=False,
+            user=self.user,
+            lab_id=self.lab_id,
         )
-        if done.returncode:
-            raise LabError(f"PostgreSQL {self.major} ({self.name}): {tool} failed:\n{done.stdout}{done.stderr}".strip())
+        self.processes = [process]
+        process.start()
+        process.wait_for_exit(timeout_seconds=_TOOL_SECONDS)

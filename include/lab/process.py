@@ -85,6 +85,7 @@ class Process:
         user: ServiceUser | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
         stop_seconds: float = 10.0,
+        leftovers: Sequence[Path] = (),
         lab_id: str | None = None,
     ) -> None:
         self.name = name
@@ -104,6 +105,8 @@ class Process:
             "gid": user.gid if user else None,
             "stop_signal": int(stop_signal),
             "stop_seconds": stop_seconds,
+            # Files that the server leaves behind outside the lab's directory; its guard removes them.
+            "leftovers": [str(path) for path in leftovers],
         }
 
     @property
@@ -168,6 +171,8 @@ class Process:
             tail = self._tail()
             self.stop()
             raise LabError(f"{self.name} did not end in {timeout_seconds:.0f} s; {tail}") from None
+        if self._guard is None:
+            raise LabError(f"{self.name} was stopped")
         if code:
             raise LabError(f"{self.name} failed{self._status()}; {self._tail()}")
         self.stop()

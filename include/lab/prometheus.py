@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 
@@ -65,6 +66,11 @@ class Prometheus(Server):
         """Scrape `address` (host:port) from now on; the same job again replaces its target."""
         target = {"targets": [address], "labels": {"job": job, **labels}}
         (self.targets_dir / f"{job}.json").write_text(json.dumps([target]))
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The series that a PromQL expression gives now, as the API describes them (metric, value)."""
+        answer = call("GET", f"{self.address}/api/v1/query?{urlencode({'query': expression})}").json()
+        return list(answer["data"]["result"])
 
     def reload(self) -> None:
         """Read the rules again; what is wrong in them is in the log and in the error."""

@@ -80,7 +80,10 @@ def _repository(installation: Installation, name: str) -> str:
 def _postgres(installation: Installation, name: str) -> str:
     source = installation.source(name)
     server = inspect.inspect(source.connection)
-    inspect.check_base_backup(source.connection, server, configured_tools=source.settings.tools)
+    settings = source.settings
+    inspect.check_base_backup(
+        source.connection, server, compression=settings.base.compression, configured_tools=settings.tools
+    )
     return f"PostgreSQL {server.version}, system {server.system_identifier}"
 
 

@@ -39,7 +39,9 @@ SELECT n.nspname, c.relname,
        (SELECT array_agg(a.attname ORDER BY k.place)
           FROM pg_index i, unnest(i.indkey) WITH ORDINALITY AS k(number, place)
           JOIN pg_attribute a ON a.attnum = k.number
-         WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid)
+         WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid),
+       (SELECT jsonb_object_agg(a.attname, format_type(a.atttypid, a.atttypmod)) FROM pg_attribute a
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'm') AND c.relpersistence = 'p' AND c.relispopulated
    AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_toast%'
@@ -53,9 +55,17 @@ class Table:
     name: str
     key: tuple[str, ...]
     """The primary key's columns; empty without one: the whole row is its key then."""
+    columns: tuple[tuple[str, str], ...]
+    """Their names and types, ordered by name."""
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
+
+    def within(self, other: Table) -> Table:
+        """What of this table can be compared with `other`, whose columns may have changed since."""
+        columns = tuple(column for column in self.columns if column in other.columns)
+        comparable = self.key == other.key and {name for name, _ in columns}.issuperset(self.key)
+        return Table(self.schema, self.name, self.key if comparable else (), columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +101,65 @@ def compare_database(database: str, source: Session, restored: Session, horizon:
         for name, value in _SETTINGS.items():
             session.execute("SELECT set_config(%s, %s, false)", (name, value))
     with ThreadPoolExecutor(2, thread_name_prefix="compare") as sides:
-        here, there = (list(found) for found in sides.map(_tables, (restored, source)))
-        results = [_compare(database, table, source, restored, horizon, sides) for table in here]
-        missing = [table for table in there if table not in here]
-        results += [_missing(database, table, source, restored, horizon) for table in missing]
-        results.append(_compare_large_objects(database, source, restored, sides))
+        here, there = sides.map(_tables, (restored, source))
+        results = []
+        for place in here | there:
+            if place not in there:
+                results.append(_dropped(database, here[place]))
+            elif place not in here:
+                results.append(_missing(database, there[place], source, restored, horizon))
+            else:
+                results.append(
+                    _lost_columns(database, here[place], there[place], source, restored, horizon)
+                    or _compare(database, here[place].within(there[place]), source, restored, horizon, sides)
+                )
+        results.append(_compare_large_objects(database, source, restored, horizon, sides))
     return results
 
 
-def _tables(session: Session) -> list[Table]:
-    return [Table(schema, name, tuple(key or ())) for schema, name, key in session.execute(_TABLES)]
+def _tables(session: Session) -> dict[tuple[str, str], Table]:
+    return {
+        (schema, name): Table(schema, name, tuple(key or ()), tuple(sorted((columns or {}).items())))
+        for schema, name, key, columns in session.execute(_TABLES)
+    }
+
+
+def _dropped(database: str, table: Table) -> TableResult:
+    return TableResult(
+        database=database,
+        table=str(table),
+        verdict=Verdict.OK,
+        rows=0,
+        checksum="0",
+        detail="dropped on the source since the backup",
+    )
+
+
+def _lost_columns(
+    database: str, ours: Table, theirs: Table, source: Session, restored: Session, horizon: Horizon
+) -> TableResult | None:
+    """A column that only the source has was made or altered since, or was lost; its pg_attribute row's xmin tells."""
+    names = [name for name, _ in set(theirs.columns) - set(ours.columns)]
+    if not names:
+        return None
+    rows = source.execute(
+        "SELECT a.attname, a.xmin::text::bigint FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE nspname = %s AND relname = %s AND attname = ANY (%s)",
+        (theirs.schema, theirs.name, names),
+    ).fetchall()
+    old = _Committed(restored, horizon).at_recovery_point({xmin for _, xmin in rows})
+    lost = sorted(name for name, xmin in rows if xmin in old)
+    if not lost:
+        return None
+    return TableResult(
+        database=database,
+        table=str(ours),
+        verdict=Verdict.FAILED,
+        rows=0,
+        checksum="",
+        different=1,
+        detail=f"columns are missing or differ: {', '.join(lost)}",
+    )
 
 
 def _compare(
@@ -168,13 +227,18 @@ def _row() -> sql.Identifier:
     return sql.Identifier("recovery whole row")
 
 
-def _hash() -> sql.Composed:
-    return sql.SQL("hashtextextended({}::text, 0)").format(_row())
+def _hash(table: Table) -> sql.Composed:
+    return _hash_of([name for name, _ in table.columns])
+
+
+def _hash_of(columns: Sequence[str]) -> sql.Composed:
+    named = sql.SQL(", ").join(sql.SQL("{}.{}").format(_row(), sql.Identifier(column)) for column in columns)
+    return sql.SQL("hashtextextended(ROW({})::text, 0)").format(named)
 
 
 def _fingerprint(session: Session, table: Table) -> tuple[int, str]:
     query = sql.SQL("SELECT count(*), coalesce(sum({hash}::numeric), 0)::text FROM ONLY {table} AS {row}").format(
-        hash=_hash(), table=sql.Identifier(table.schema, table.name), row=_row()
+        hash=_hash(table), table=sql.Identifier(table.schema, table.name), row=_row()
     )
     row = session.execute(query).fetchone()
     assert row is not None
@@ -200,10 +264,7 @@ def _look_closer(table: Table, rows: int, source: Session, restored: Session, ho
 
 
 def _key(table: Table) -> sql.Composed:
-    if not table.key:
-        return _hash()
-    columns = sql.SQL(", ").join(sql.SQL("{}.{}").format(_row(), sql.Identifier(column)) for column in table.key)
-    return sql.SQL("hashtextextended(ROW({})::text, 0)").format(columns)
+    return _hash_of(table.key) if table.key else _hash(table)
 
 
 def _bucket(table: Table, buckets: int) -> sql.Composed:
@@ -213,18 +274,20 @@ def _bucket(table: Table, buckets: int) -> sql.Composed:
 def _bucket_sums(session: Session, table: Table, buckets: int) -> dict[int, tuple[int, str]]:
     query = sql.SQL(
         "SELECT {bucket}, count(*), sum({hash}::numeric)::text FROM ONLY {table} AS {row} GROUP BY 1"
-    ).format(bucket=_bucket(table, buckets), hash=_hash(), table=sql.Identifier(table.schema, table.name), row=_row())
+    ).format(
+        bucket=_bucket(table, buckets), hash=_hash(table), table=sql.Identifier(table.schema, table.name), row=_row()
+    )
     return {int(bucket): (int(count), total) for bucket, count, total in session.execute(query)}
 
 
 def _bucket_rows(session: Session, table: Table, buckets: int, bucket: int) -> dict[tuple[int, int], tuple[int, int]]:
-    """(key, nth of equal keys) → (xmin, content)."""
+    """(key, nth of equal keys, oldest first) → (xmin, content). Of equal rows the ones written since come last."""
     query = sql.SQL(
-        "SELECT {key}, row_number() OVER (PARTITION BY {key}), {row}.xmin::text::bigint, {hash} "
+        "SELECT {key}, row_number() OVER (PARTITION BY {key} ORDER BY age({row}.xmin) DESC), {row}.xmin::text::bigint, {hash} "
         "FROM ONLY {table} AS {row} WHERE {bucket} = {wanted}"
     ).format(
         key=_key(table),
-        hash=_hash(),
+        hash=_hash(table),
         row=_row(),
         table=sql.Identifier(table.schema, table.name),
         bucket=_bucket(table, buckets),
@@ -263,10 +326,15 @@ class _Committed:
             yield int(xid), status
 
 
-def _compare_large_objects(database: str, source: Session, restored: Session, sides: ThreadPoolExecutor) -> TableResult:
-    """Large objects carry no xmin that tells: those that both sides have must be equal, others count as moved."""
+def _compare_large_objects(
+    database: str, source: Session, restored: Session, horizon: Horizon, sides: ThreadPoolExecutor
+) -> TableResult:
+    """As rows are: one that differs is wrong when the source has not written it since the recovery point."""
     try:
         ours, theirs = sides.map(_large_objects, (restored, source))
+        suspects = {oid for oid, content in theirs.items() if ours.get(oid) != content}
+        written = _written(source, suspects, absent=suspects - ours.keys())
+        old = _Committed(restored, horizon).at_recovery_point(set().union(*written.values()))
     except psycopg.Error as problem:
         return TableResult(
             database=database,
@@ -276,17 +344,31 @@ def _compare_large_objects(database: str, source: Session, restored: Session, si
             checksum="",
             detail=_first_line(problem),
         )
-    different = sum(ours[oid] != theirs[oid] for oid in ours.keys() & theirs.keys())
+    different = sum(xmins <= old for xmins in written.values())
     return TableResult(
         database=database,
         table="large objects",
         verdict=Verdict.FAILED if different else Verdict.OK,
         rows=len(ours),
         checksum=str(sum(ours.values())),
-        moved=len(ours.keys() ^ theirs.keys()),
+        moved=len(suspects) - different + len(ours.keys() - theirs.keys()),
         different=different,
-        detail=f"{different} large objects differ" if different else "",
+        detail=f"{different} large objects are missing or differ" if different else "",
     )
+
+
+def _written(source: Session, oids: set[int], *, absent: set[int]) -> dict[int, set[int]]:
+    """The transactions that wrote each large object: its pages, and its existence where that is in question."""
+    if not oids:
+        return {}
+    query = (
+        "SELECT loid::bigint, xmin::text::bigint FROM pg_largeobject WHERE loid = ANY (%s::oid[]) "
+        "UNION SELECT oid::bigint, xmin::text::bigint FROM pg_largeobject_metadata WHERE oid = ANY (%s::oid[])"
+    )
+    found: dict[int, set[int]] = {}
+    for oid, xmin in source.execute(query, (list(oids), list(absent))):
+        found.setdefault(int(oid), set()).add(xmin)
+    return found
 
 
 def _large_objects(session: Session) -> dict[int, int]:

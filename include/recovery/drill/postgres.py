@@ -14,11 +14,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psycopg
+
 import recovery
 from recovery.drill import compare, evidence
 from recovery.drill.compare import Horizon, TableResult
 from recovery.drill.evidence import Check, Evidence, Phase
-from recovery.errors import RecoveryError, RestoreError, SealError, StoreUnreachable
+from recovery.errors import (
+    ConfigurationError,
+    PreconditionError,
+    RecoveryError,
+    RestoreError,
+    SealError,
+    StoreUnreachable,
+)
 from recovery.installation import Installation
 from recovery.postgres import connect, owner, restore, tools
 from recovery.postgres.server import SandboxServer
@@ -38,17 +47,19 @@ def drill(
 ) -> Evidence:
     """Prove one full backup and store the evidence, whatever the outcome.
 
-    A backup that cannot be restored gives evidence with verdict `failed`; a store or a key that is not at hand gives
-    `unknown`. Raises only what keeps evidence from being written, and ConfigurationError.
+    A backup that cannot be restored gives evidence with verdict `failed`; a store, a key, a program or disk space that
+    is not at hand gives `unknown`. Raises only what keeps evidence from being written, and ConfigurationError.
     """
     run = _Run(installation, name, backup, progress)
     with _workplace(installation, f"{name}-{run.id}") as folder:
         try:
             run.restore_and_check(folder)
-        except (StoreUnreachable, SealError) as problem:
+        except ConfigurationError:
+            raise
+        except (StoreUnreachable, SealError, PreconditionError) as problem:
             run.checks.append(Check("restore", Verdict.UNKNOWN, str(problem)))
-        except RecoveryError as problem:
-            run.checks.append(Check("restore", Verdict.FAILED, str(problem)))
+        except (RecoveryError, psycopg.Error) as problem:
+            run.checks.append(Check("restore", Verdict.FAILED, " ".join(str(problem).split())))
     found = run.evidence()
     evidence.write(installation.store_of(name), found)
     return found
@@ -182,8 +193,9 @@ class _Run:
                         server.connect(database.name) as ours,
                     ):
                         self.tables += compare.compare_database(database.name, theirs, ours, horizon)
-            except RecoveryError as problem:
-                self.checks.append(Check("rows", Verdict.UNKNOWN, f"the source could not be read: {problem}"))
+            except (RecoveryError, psycopg.Error) as problem:
+                text = " ".join(str(problem).split())
+                self.checks.append(Check("rows", Verdict.UNKNOWN, f"the rows could not be compared: {text}"))
                 return
             self.checks.append(_rows_check(self.tables))
 

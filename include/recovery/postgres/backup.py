@@ -60,9 +60,7 @@ def take(source: Source, kind: Kind, *, progress: Progress = lambda what, done, 
     tools = _preflight(source, server, kind)
     source.store.check()
     with _lease(source, kind) as check_lease:
-        moment = datetime.now(UTC)
-        identifier = layout.backup_id(moment, kind)
-        folder = layout.backup_folder(source.name, server.system_identifier, identifier)
+        moment, identifier, folder = _unused_folder(source, server, kind)
         prepared = time.monotonic()
         work = _Work(source, folder, identifier, server, progress, check_lease)
         objects, wal, notes = work.base() if kind == "full" else work.dump(tools)
@@ -91,11 +89,23 @@ def take(source: Source, kind: Kind, *, progress: Progress = lambda what, done, 
     return made
 
 
+def _unused_folder(source: Source, server: Server, kind: Kind) -> tuple[datetime, str, str]:
+    """A moment whose id no other backup has, committed or not: one second is an id's finest step."""
+    while True:
+        moment = datetime.now(UTC)
+        identifier = layout.backup_id(moment, kind)
+        folder = layout.backup_folder(source.name, server.system_identifier, identifier)
+        if not any(True for _ in source.store.scan(folder)):
+            return moment, identifier, folder
+        time.sleep(0.1)
+
+
 def _preflight(source: Source, server: Server, kind: Kind) -> Any:
     where = f"PostgreSQL {source.connection.host}:{source.connection.port or 5432}"
     configured = source.settings.tools
     if kind == "full":
-        inspect.check_base_backup(source.connection, server, configured_tools=configured)
+        compression = source.settings.base.compression
+        inspect.check_base_backup(source.connection, server, compression=compression, configured_tools=configured)
     return inspect.check_restorable(server, where=where, configured_tools=configured)
 
 

@@ -129,6 +129,7 @@ class _Volumes:
         self._count = 0
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="finish volume")
         self._finishing: Future[Sealed] | None = None
+        self._finishing_writer: SealingWriter | None = None
         self._finishing_as: dict[str, Any] = {}
         self._objects: list[StoredObject] = []
         self._pending: dict[str, Any] = {}
@@ -166,8 +167,9 @@ class _Volumes:
 
     def abort(self) -> None:
         self._finisher.shutdown(wait=True, cancel_futures=True)
-        if self._writer is not None:
-            self._writer.abort()
+        for writer in (self._finishing_writer, self._writer):
+            if writer is not None:
+                writer.abort()
 
     # What TarStream calls.
 
@@ -223,7 +225,7 @@ class _Volumes:
         if description["role"] == "volume" and self._compression.where == "client":
             writer.write(END_OF_ARCHIVE)
         self._collect()
-        self._writer = None
+        self._writer, self._finishing_writer = None, writer
         self._finishing = self._finisher.submit(writer.commit)
         self._finishing_as = description
 
@@ -231,6 +233,7 @@ class _Volumes:
         if self._finishing is not None:
             finishing, self._finishing = self._finishing, None
             self._objects.append(StoredObject.of(finishing.result(), folder=self._folder, **self._finishing_as))
+            self._finishing_writer = None
 
 
 def _nothing_begun(data: memoryview) -> None:

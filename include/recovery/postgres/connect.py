@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -71,6 +73,20 @@ def connect(connection: Connection, *, database: str | None = None) -> psycopg.C
     return session
 
 
+@contextlib.contextmanager
+def session(connection: Connection, *, database: str | None = None) -> Iterator[psycopg.Connection[TupleRow]]:
+    """A session for a few questions; raises PreconditionError also for what the server refuses to answer."""
+    with connect(connection, database=database) as opened:
+        try:
+            yield opened
+        except psycopg.Error as problem:
+            remedy = "see the server's log, then run it again"
+            if isinstance(problem, psycopg.errors.InsufficientPrivilege):
+                remedy = f'GRANT pg_monitor, pg_read_all_data TO "{connection.login}"'
+            first = str(problem).strip().splitlines()[0]
+            raise PreconditionError(first, where=_where(connection), remedy=remedy) from None
+
+
 def timeouts(version_number: int) -> list[str]:
     """The timeout settings that a server of this version knows."""
     return [name for name, since in _TIMEOUTS.items() if version_number >= since]
@@ -90,11 +106,16 @@ def environment(connection: Connection, *, database: str | None = None) -> dict[
     return inherited | {_VARIABLES[key]: str(value) for key, value in parameters(connection, database=database).items()}
 
 
+def _where(connection: Connection) -> str:
+    return f"PostgreSQL {connection.host}:{connection.port or 5432} as {connection.login}"
+
+
 def refused(connection: Connection, message: str) -> PreconditionError:
     """libpq's message about a failed connection, as one line with a remedy."""
-    text = message.strip().splitlines()[-1] if message.strip() else "no answer"
-    text = text.rpartition("FATAL:")[2].strip() or text
-    where = f"PostgreSQL {connection.host}:{connection.port or 5432} as {connection.login}"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    telling = [line for line in lines if "FATAL:" in line or "failed:" in line] or lines or ["no answer"]
+    text = telling[-1].rpartition("FATAL:")[2].rpartition("failed:")[2].strip()
+    where = _where(connection)
     if "password authentication failed" in text or "no password supplied" in text:
         remedy = f"correct the password of connection {connection.id}"
     elif "must be superuser or replication role" in text or "permission denied to start WAL sender" in text:
@@ -104,6 +125,8 @@ def refused(connection: Connection, message: str) -> PreconditionError:
         remedy = "allow this host, role and database (`replication` for base backups) in pg_hba.conf"
     elif "max_wal_senders" in text or "number of requested standby connections" in text:
         remedy = "raise max_wal_senders, or end a replication connection that is not needed"
+    elif "permission denied for database" in text:
+        remedy = f'GRANT CONNECT ON DATABASE ... TO "{connection.login}"'
     elif "does not exist" in text:
         remedy = f"correct the role or database of connection {connection.id}"
     else:

@@ -52,8 +52,9 @@ def take(
             try:
                 objects = [future.result() for future in futures]
             except BaseException:
+                for future in futures:
+                    future.cancel()
                 dumper.stop()
-                workers.shutdown(wait=True, cancel_futures=True)
                 raise
         with_passwords = _may_read_passwords(connection)
         objects.append(dumper.globals(with_passwords=with_passwords))
@@ -76,11 +77,12 @@ class _Dumper:
     ) -> None:
         self._connection, self._store, self._folder = connection, store, folder
         self._tools, self._recipients, self._tick = tools, recipients, tick
+        self._zstd = tools.dumps_with_zstd()
         self._running: set[subprocess.Popen[bytes]] = set()
 
     def dump(self, database: Database) -> StoredObject:
-        # zstd since 16; before, gzip at its fastest is what the custom format offers.
-        compress = "zstd:1" if self._tools.major >= 16 else "1"
+        # Without zstd, gzip at its fastest is what the custom format offers.
+        compress = "zstd:1" if self._zstd else "1"
         command = [
             self._tools.path("pg_dump"),
             "--format=custom",
@@ -150,6 +152,8 @@ class _Dumper:
 
         def end() -> None:
             process.kill()
+            if process.stdout is not None:
+                process.stdout.close()
             process.wait()
             self._running.discard(process)
 
@@ -168,6 +172,6 @@ class _Dumper:
 
 
 def _may_read_passwords(connection: Connection) -> bool:
-    with connect.connect(connection) as session:
+    with connect.session(connection) as session:
         row = session.execute("SELECT has_table_privilege('pg_catalog.pg_authid', 'SELECT')").fetchone()
     return bool(row and row[0])

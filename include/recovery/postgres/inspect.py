@@ -9,7 +9,7 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg.rows import TupleRow
 
-from recovery.config import SUPPORTED_MAJORS
+from recovery.config import SUPPORTED_MAJORS, Compression
 from recovery.connections import Connection
 from recovery.errors import PreconditionError
 from recovery.manifest import Database, Server, Tablespace
@@ -20,7 +20,7 @@ Session = psycopg.Connection[TupleRow]
 
 def inspect(connection: Connection) -> Server:
     """Read the server's identity, settings, tablespaces and databases; raises PreconditionError."""
-    with connect.connect(connection) as session:
+    with connect.session(connection) as session:
         number = session.info.server_version
         return Server(
             system_identifier=str(_one(session, "SELECT system_identifier FROM pg_control_system()")),
@@ -46,11 +46,13 @@ def inspect(connection: Connection) -> Server:
         )
 
 
-def check_base_backup(connection: Connection, server: Server, *, configured_tools: Mapping[int, Path]) -> None:
+def check_base_backup(
+    connection: Connection, server: Server, *, compression: Compression, configured_tools: Mapping[int, Path]
+) -> None:
     """Refuse what would fail, or what could not be restored; raises PreconditionError with the remedy."""
     where = f"PostgreSQL {connection.host}:{connection.port or 5432}"
     check_restorable(server, where=where, configured_tools=configured_tools)
-    with connect.connect(connection) as session:
+    with connect.session(connection) as session:
         allowed = _one(session, "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user")
         if not allowed:
             raise PreconditionError(
@@ -63,6 +65,12 @@ def check_base_backup(connection: Connection, server: Server, *, configured_tool
                 "wal_level is minimal: no base backup is possible",
                 where=where,
                 remedy="set wal_level = replica and restart",
+            )
+        if compression.where == "server" and not _one(
+            session, "SELECT 'zstd' = ANY (enumvals) FROM pg_settings WHERE name = 'wal_compression'"
+        ):
+            raise PreconditionError(
+                "the server was built without zstd", where=where, remedy="set base.compression.where: client"
             )
         _check_room(
             session, where, "max_wal_senders", "SELECT count(*) FROM pg_stat_replication", "replication connections"
@@ -127,7 +135,7 @@ def _databases(session: Session, connection: Connection) -> list[Database]:
 
 
 def _extensions(connection: Connection, database: str) -> dict[str, str]:
-    with connect.connect(connection, database=database) as session:
+    with connect.session(connection, database=database) as session:
         return dict(session.execute("SELECT extname, extversion FROM pg_extension ORDER BY 1").fetchall())
 
 

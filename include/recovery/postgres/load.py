@@ -76,10 +76,10 @@ def restore_dump(
 
 def _exists_empty(connection: Connection, database: str) -> bool:
     """Whether the database is there and empty (every server has `postgres`); one with tables in it is refused."""
-    with connect.connect(connection, database=_MAINTENANCE) as session:
+    with connect.session(connection, database=_MAINTENANCE) as session:
         if session.execute("SELECT 1 FROM pg_database WHERE datname = %s", (database,)).fetchone() is None:
             return False
-    with connect.connect(connection, database=database) as session:
+    with connect.session(connection, database=database) as session:
         row = session.execute(
             "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
             "WHERE nspname NOT IN ('pg_catalog', 'information_schema') AND nspname NOT LIKE 'pg\\_toast%'"
@@ -96,10 +96,14 @@ def _exists_empty(connection: Connection, database: str) -> bool:
 def _load_globals(
     store: ObjectStore, backup: Backup, connection: Connection, identities: Sequence[Any], tools: Tools
 ) -> list[str]:
-    """Run the globals; a role that exists already and a tablespace that cannot be made here are notes, not failures."""
-    notes = []
+    """Run the globals, less tablespaces and roles that exist: those keep the target's passwords and rights.
+
+    What an error leaves out is a note, not a failure.
+    """
+    spaces = backup.manifest.server.tablespaces
+    notes = [f"tablespace {space.name}: what lay in it lies in the default tablespace" for space in spaces]
     for sealed in backup.objects("globals"):
-        script = unseal_bytes(store, sealed, identities=identities)
+        script = _for_target(unseal_bytes(store, sealed, identities=identities), _roles(connection))
         answer = subprocess.run(
             [tools.path("psql"), "--no-psqlrc", "--quiet", "--no-password", "--dbname", _MAINTENANCE],
             input=script,
@@ -113,13 +117,33 @@ def _load_globals(
                 where=f"connection {connection.id}",
                 remedy="see the target's log",
             )
-        errors = [
+        notes += [
             line.partition("ERROR:")[2].strip()
             for line in answer.stderr.decode(errors="replace").splitlines()
             if "ERROR:" in line
         ]
-        notes += [error for error in errors if "already exists" not in error]
     return notes
+
+
+def _roles(connection: Connection) -> list[str]:
+    """The target's roles, quoted as pg_dumpall quotes them."""
+    with connect.session(connection, database=_MAINTENANCE) as session:
+        return [name for (name,) in session.execute("SELECT quote_ident(rolname) FROM pg_roles")]
+
+
+def _for_target(script: bytes, roles: Sequence[str]) -> bytes:
+    """pg_dumpall writes each of these commands on a line of its own."""
+    left_out = tuple(
+        start.encode()
+        for start in (
+            *(f"CREATE ROLE {role};" for role in roles),
+            *(f"ALTER ROLE {role} " for role in roles),
+            "CREATE TABLESPACE ",
+            "ALTER TABLESPACE ",
+        )
+    )
+    lines = script.splitlines(keepends=True)
+    return b"".join(line for line in lines if not line.startswith(left_out) and b" ON TABLESPACE " not in line)
 
 
 def _load(
@@ -159,6 +183,6 @@ def _load(
 
 
 def _drop(connection: Connection, database: str) -> bool:
-    with connect.connect(connection, database=_MAINTENANCE) as session:
+    with connect.session(connection, database=_MAINTENANCE) as session:
         session.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database)))
     return True

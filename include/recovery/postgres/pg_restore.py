@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -52,6 +53,9 @@ class PgRestore:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         self._messages.close()
 
     def _failed(self) -> RecoveryError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
-from psycopg import pq
+from psycopg import OperationalError, pq
 
 from recovery.connections import Connection
 from recovery.errors import BackupError, RecoveryError
@@ -123,17 +123,18 @@ class BaseBackup:
         """The server's messages in order; a memoryview is archive or manifest data."""
         session, wait = self._session, self._wait
         while True:
-            size, data = session.get_copy_data(1)
+            try:
+                size, data = session.get_copy_data(1)
+            except OperationalError as problem:
+                raise self._failed(str(problem)) from None
             if size > 0:
                 message = _decode(data)
                 if message is not None:
                     yield message
             elif size == 0:
                 wait()
-            elif size == -1:
-                break
             else:
-                raise self._failed(session.get_error_message())
+                break
         self.end = _position(self._result(pq.ExecStatus.TUPLES_OK))
         self._result(pq.ExecStatus.COMMAND_OK)
 

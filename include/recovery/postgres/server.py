@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import TupleRow
 
-from recovery.errors import PreconditionError, ServerError
+from recovery.errors import ServerError
 from recovery.postgres.owner import Owner, give
 from recovery.postgres.tools import Tools
 
@@ -153,7 +153,7 @@ class SandboxServer:
             check=False,
         )
         if answer.returncode != 0:
-            raise PreconditionError(
+            raise ServerError(
                 "this is not a data directory that PostgreSQL can read",
                 where=str(self._pgdata),
                 remedy="restore into it first: "

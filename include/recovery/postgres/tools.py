@@ -32,6 +32,20 @@ class Tools:
             )
         return str(found)
 
+    def dumps_with_zstd(self) -> bool:
+        """Whether this pg_dump compresses with zstd: since 16, and only where it was built with it.
+
+        It checks its options before it connects, and here it finds no server to connect to.
+        """
+        answer = subprocess.run(
+            [self.path("pg_dump"), "--format=custom", "--compress=zstd", "--host=/dev/null", "--no-password"],
+            capture_output=True,
+            text=True,
+            env={"LC_ALL": "C"},
+            check=False,
+        )
+        return "compress" not in answer.stderr
+
 
 def find(major: int, *, configured: Mapping[int, Path]) -> Tools:
     """The programs for servers of `major`: as configured, where packages put them, or on PATH.

@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,14 @@ from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTT
 
 from recovery.config import S3Repository
 from recovery.connections import Connection
-from recovery.errors import ConfigurationError, IntegrityError, ObjectExists, ObjectMissing, StoreError, StoreUnreachable
+from recovery.errors import (
+    ConfigurationError,
+    IntegrityError,
+    ObjectExists,
+    ObjectMissing,
+    StoreError,
+    StoreUnreachable,
+)
 from recovery.repository.store import ObjectInfo
 
 if TYPE_CHECKING:
@@ -28,11 +36,12 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 MIB = 1 << 20
-PART_SIZE = 16 * MIB
+PART_SIZE = 8 * MIB
 LARGEST_PART = 64 * MIB
 MOST_PARTS = 10_000
 LARGEST_OBJECT = LARGEST_PART * MOST_PARTS
-_BYTES_IN_FLIGHT = 48 * MIB
+_BYTES_IN_FLIGHT = 32 * MIB
+_UPLOADERS = 4
 _READ_ATTEMPTS = 5
 
 _CREDENTIALS = {
@@ -55,7 +64,8 @@ def client_config() -> Config:
         read_timeout=60,
         retries={"mode": "standard", "total_max_attempts": 6},
         max_pool_connections=16,
-        s3={"addressing_style": "path"},
+        # The checksum of a body is a signed header, which binds the body already: hashing it again signs nothing more.
+        s3={"addressing_style": "path", "payload_signing_enabled": False},
     )
 
 
@@ -86,13 +96,15 @@ def make_client(connection: Connection) -> S3Client:
         ) from None
 
 
-
 class S3Store:
     """The objects below one prefix of one bucket."""
 
     def __init__(self, client: S3Client, settings: S3Repository) -> None:
         self._client, self._settings = client, settings
         self._bucket, self._prefix = settings.bucket, settings.prefix
+        # Shared by all uploads of this store: one may be finishing while the next fills.
+        self._threads = ThreadPoolExecutor(_UPLOADERS, thread_name_prefix="upload")
+        self._budget = _Budget(_BYTES_IN_FLIGHT)
 
     @property
     def description(self) -> str:
@@ -236,7 +248,7 @@ class S3Store:
 
 
 def part_size(size_limit: int) -> int:
-    """The part size in bytes for an object of at most `size_limit` bytes: 16 MiB, or what fits 10,000 parts."""
+    """The part size in bytes for an object of at most `size_limit` bytes: 8 MiB, or what fits 10,000 parts."""
     needed = -(-size_limit // MOST_PARTS)
     if needed > LARGEST_PART:
         raise ConfigurationError(
@@ -246,8 +258,28 @@ def part_size(size_limit: int) -> int:
     return max(PART_SIZE, needed)
 
 
+class _Budget:
+    """The bytes of parts that are in memory on their way to the store, over all uploads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._change = threading.Condition()
+
+    def take(self, size: int) -> None:
+        """Wait until `size` fits; a part larger than the whole budget goes alone."""
+        with self._change:
+            self._change.wait_for(lambda: not self._used or self._used + size <= self._limit)
+            self._used += size
+
+    def give_back(self, size: int) -> None:
+        with self._change:
+            self._used -= size
+            self._change.notify_all()
+
+
 class _MultipartUpload:
-    """Parts go up side by side, at most 48 MiB of them in flight. An object of one part is a plain put."""
+    """Parts go up side by side within the store's budget. An object of one part is a plain put."""
 
     def __init__(self, store: S3Store, key: str, *, part_size: int) -> None:
         self.part_size = part_size
@@ -256,8 +288,6 @@ class _MultipartUpload:
         self._id = ""
         self._done: list[dict[str, Any]] = []
         self._flying: deque[Future[dict[str, Any]]] = deque()
-        self._width = max(1, _BYTES_IN_FLIGHT // part_size)
-        self._threads: ThreadPoolExecutor | None = None
 
     def write_part(self, data: bytes, /) -> None:
         if not self._id and self._first is None:
@@ -279,12 +309,12 @@ class _MultipartUpload:
                 UploadId=self._id,
                 MultipartUpload={"Parts": self._done},  # type: ignore[typeddict-item]
             )
-        self._close()
 
     def abort(self) -> None:
         for future in self._flying:
             future.cancel()
-        self._close()
+        wait(self._flying)
+        self._flying.clear()
         if self._id:
             with contextlib.suppress(ClientError, BotoCoreError, HTTPClientError):
                 self._store._client.abort_multipart_upload(**self._store._at(self._key), UploadId=self._id)
@@ -296,16 +326,19 @@ class _MultipartUpload:
                 **self._store._at(self._key), ChecksumAlgorithm="SHA256", **self._store._lock()
             )
         self._id = answer["UploadId"]
-        self._threads = ThreadPoolExecutor(self._width, thread_name_prefix="upload")
         first, self._first = self._first, None
         self._send(first or b"")
 
     def _send(self, data: bytes) -> None:
-        while len(self._flying) >= self._width:
+        while self._flying and self._flying[0].done():
             self._collect()
-        assert self._threads is not None
+        budget, size = self._store._budget, len(data)
+        budget.take(size)
         number = len(self._done) + len(self._flying) + 1
-        self._flying.append(self._threads.submit(self._put_part, number, data))
+        future = self._store._threads.submit(self._put_part, number, data)
+        # Also when it is cancelled before it began.
+        future.add_done_callback(lambda _: budget.give_back(size))
+        self._flying.append(future)
 
     def _put_part(self, number: int, data: bytes) -> dict[str, Any]:
         checksum = _checksum(data)
@@ -318,12 +351,6 @@ class _MultipartUpload:
     def _collect(self) -> None:
         self._done.append(self._flying[0].result())
         self._flying.popleft()
-
-    def _close(self) -> None:
-        if self._threads is not None:
-            self._threads.shutdown(wait=True, cancel_futures=True)
-            self._threads = None
-        self._flying.clear()
 
 
 class _ResumingReader:
