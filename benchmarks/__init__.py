@@ -1,1 +1,1 @@
-"""Speed and cost against the peers, on real servers, run by hand: `make bench`. What was measured: benchmarks/README.md."""
+"""Speed and cost against the peers, on real servers, run by hand: `make bench`. Measured: benchmarks/README.md."""

@@ -12,6 +12,7 @@ import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,20 +122,20 @@ def memory(bench: Bench) -> dict[str, Any]:
     figures: list[Figure] = []
     staged = 0
     with bench.server() as server, bench.objects() as objects, tempfile.TemporaryDirectory(dir=bench.folder) as scratch:
-        for where in ("client", "server"):
-            for store in (None, objects):
-                folder = bench.fresh("site")
-                environment = site(folder, server, where=where, objects=store) | {"TMPDIR": scratch}
-                name = f"{where} zstd into {'a directory' if store is None else 'S3'}"
-                found = in_turn({f"base backup, {name}": lambda: worker("base", environment=environment)}, rounds=1)  # noqa: B023
-                figures += found.values()
-                staged += sum(path.stat().st_size for path in Path(scratch).rglob("*") if path.is_file())
-                if store is None and where == "client":
-                    found = in_turn(
-                        {"dump into a directory": lambda: worker("dump", environment=environment)}, rounds=1
-                    )  # noqa: B023
-                    figures += found.values()
-                shutil.rmtree(folder)
+        for where, store, work in (
+            ("client", None, "base"),
+            ("client", objects, "base"),
+            ("server", None, "base"),
+            ("server", objects, "base"),
+            ("client", objects, "dump"),
+        ):
+            folder = bench.fresh("site")
+            environment = site(folder, server, where=where, objects=store) | {"TMPDIR": scratch}
+            name = f"{work}, {where} compresses, into {'a directory' if store is None else 'S3'}"
+            run = partial(worker, work, environment=environment)
+            figures += in_turn({name: run}, rounds=1).values()
+            staged += sum(path.stat().st_size for path in Path(scratch).rglob("*") if path.is_file())
+            shutil.rmtree(folder)
     peak = max(figure.peak_rss_bytes for figure in figures) / 2**20
     return _document(bench, figures, {f"peak MiB (goal {MEMORY_LIMIT_MIB})": peak, "bytes staged (goal 0)": staged})
 

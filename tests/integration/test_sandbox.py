@@ -16,8 +16,8 @@ from lab.postgres import PostgresServer
 from recovery.errors import ServerError
 from recovery.postgres import restore, tools
 from recovery.postgres.server import SandboxServer
-from tests.support import OWNER, REPOSITORY, Site, make_site, new_folder
 from tests.conftest import directory_repository
+from tests.support import OWNER, REPOSITORY, Site, make_site, new_folder
 
 
 @pytest.fixture(scope="module")

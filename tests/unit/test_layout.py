@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from recovery.repository import layout
 
-MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))
+# Hypothesis takes naive bounds and adds the zone itself.
+MOMENTS = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 
 
 def test_an_id_names_its_moment_in_utc_and_its_kind() -> None:

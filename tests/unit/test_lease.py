@@ -60,9 +60,9 @@ def test_two_writers_that_start_at_one_moment_do_not_both_win() -> None:
 
 def test_other_jobs_and_systems_do_not_exclude_each_other() -> None:
     store = MemoryStore()
-    with lease(store), Lease(store, kind="postgres", name="app038", job="dump"):
-        with Lease(store, kind="postgres", name="other", job="full"):
-            pass
+    dump = Lease(store, kind="postgres", name="app038", job="dump")
+    with lease(store), dump, Lease(store, kind="postgres", name="other", job="full"):
+        pass
 
 
 def test_a_released_lease_is_free_at_once() -> None:

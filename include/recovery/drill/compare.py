@@ -283,7 +283,8 @@ def _bucket_sums(session: Session, table: Table, buckets: int) -> dict[int, tupl
 def _bucket_rows(session: Session, table: Table, buckets: int, bucket: int) -> dict[tuple[int, int], tuple[int, int]]:
     """(key, nth of equal keys, oldest first) → (xmin, content). Of equal rows the ones written since come last."""
     query = sql.SQL(
-        "SELECT {key}, row_number() OVER (PARTITION BY {key} ORDER BY age({row}.xmin) DESC), {row}.xmin::text::bigint, {hash} "
+        "SELECT {key}, row_number() OVER (PARTITION BY {key} ORDER BY age({row}.xmin) DESC), "
+        "{row}.xmin::text::bigint, {hash} "
         "FROM ONLY {table} AS {row} WHERE {bucket} = {wanted}"
     ).format(
         key=_key(table),
