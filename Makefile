@@ -20,7 +20,7 @@ setup: ## install what is missing: Debian packages, .venv, the `recovery` comman
 demo: setup ## a disaster and the recovery from it, on real servers; the report is .lab/report.html
 	@$(PYTHON_BIN)/python -m lab demo $(ARGS)
 
-lab: setup ## start the lab and leave it up
+lab: setup ## start the lab and leave it up until Ctrl-C (ARGS=--detach returns when it is ready)
 	@$(PYTHON_BIN)/python -m lab up $(ARGS)
 
 test: setup ## run the tests; ARGS="-k wal -x" goes to pytest

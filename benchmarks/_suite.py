@@ -172,7 +172,7 @@ def parse(bench: Bench) -> dict[str, Any]:
     """Parsing all DAG files against parsing one empty DAG that imports `airflow.sdk`."""
     empty = bench.fresh("empty-dag")
     (empty / "empty.py").write_text(
-        "from airflow.sdk import dag, task\n\n\n@dag(schedule=None)\ndef empty():\n    task(lambda: None)\n\n\nempty()\n"
+        "from airflow.sdk import dag, task\n@dag(schedule=None)\ndef empty():\n    task(lambda: None)\nempty()\n"
     )
     home = bench.fresh("airflow-home")
     environment = {

@@ -6,6 +6,7 @@ import io
 import tarfile
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import count
 
 from recovery.manifest import Manifest, StoredObject
 from recovery.repository import catalog, layout
@@ -13,17 +14,19 @@ from recovery.repository.catalog import Backup
 from recovery.repository.sealing import parse_recipient, seal_bytes, unseal_bytes
 from tests.support import Site
 
+_seconds = count(1)
+
 Change = Callable[[bytes], bytes]
 
 
 def forge(site: Site, genuine: Backup, *, role: str = "volume", change: Change) -> Backup:
-    """A committed backup, a second younger, whose first object of `role` holds what `change` makes of the genuine one's."""
-    moment = layout.moment_of(genuine.id) + timedelta(seconds=1)
+    """A committed younger backup: its data directory's volume (or first dump) holds what `change` makes of it."""
+    moment = layout.moment_of(genuine.id) + timedelta(seconds=next(_seconds))
     identifier = layout.backup_id(moment, genuine.manifest.kind)
     folder = layout.backup_folder("app038", genuine.manifest.server.system_identifier, identifier)
     store, objects, done = site.store(), [], False
     for item in genuine.manifest.objects:
-        if item.role == role and not done:
+        if item.role == role and item.tablespace is None and not done:
             content = unseal_bytes(store, item.sealed(genuine.folder), identities=[site.identity])
             recipients = [parse_recipient(text) for text in genuine.manifest.recipients] if item.encrypted else []
             sealed = seal_bytes(store, folder + item.key, change(content), recipients=recipients)

@@ -159,7 +159,9 @@ class Process:
     def require_running(self) -> None:
         """Raise, with the end of the log, if the process has ended."""
         if not self.running:
-            raise LabError(f"{self.name} has ended{self._status()}; {self._tail()}")
+            error = LabError(f"{self.name} has ended{self._status()}; {self._tail()}")
+            self.stop()
+            raise error
 
     def wait_for_exit(self, *, timeout_seconds: float) -> None:
         """Wait for a process that ends by itself; anything but status 0 raises."""
@@ -171,11 +173,12 @@ class Process:
             tail = self._tail()
             self.stop()
             raise LabError(f"{self.name} did not end in {timeout_seconds:.0f} s; {tail}") from None
-        if self._guard is None:
+        stopped = self._guard is None
+        self.stop()
+        if stopped:
             raise LabError(f"{self.name} was stopped")
         if code:
-            raise LabError(f"{self.name} failed{self._status()}; {self._tail()}")
-        self.stop()
+            raise LabError(f"{self.name} failed (status {code}); {self._tail()}")
 
     def stop(self) -> None:
         """Stop the server in its own orderly way, and end whatever it leaves. Does nothing if it does not run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import tarfile
 import time
 from collections.abc import Callable
@@ -281,3 +282,28 @@ def test_the_source_still_holds_its_tablespace_so_restoring_over_it_is_refused(s
             site.store(), made, site.folder / "data", identities=[site.identity], tablespaces=places, owner=OWNER
         )
     assert list((site.folder / "data").iterdir()) == []
+
+
+def test_targets_that_production_kept_from_an_earlier_recovery_do_not_stop_this_one(
+    site: Site, server: PostgresServer
+) -> None:
+    server.execute("ALTER SYSTEM SET recovery_target_time = '2026-01-01 00:00:00+00'")
+    settings = server.data_dir / "postgresql.conf"
+    before = settings.read_text()
+    settings.write_text(before + "recovery_target_name = 'before the migration'\n")
+    try:
+        made = site.backup()
+    finally:
+        settings.write_text(before)
+        server.execute("ALTER SYSTEM RESET ALL")
+    restored(site, made)
+    with opened(site, made, site.folder / "data") as sandbox, sandbox.connect() as session:
+        assert session.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+    # Also with its own postgresql.conf, as a person would start it.
+    done = subprocess.run(
+        [server.bindir / "postgres", "-D", site.folder / "data", "-C", "recovery_target_time"],
+        capture_output=True,
+        text=True,
+        **({"user": OWNER.uid, "group": OWNER.gid, "extra_groups": []} if OWNER else {}),
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "")

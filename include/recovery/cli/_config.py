@@ -11,7 +11,7 @@ from rich.console import Console
 
 from recovery import config
 from recovery.cli._run import ConfigFile, Identity, Json, Verbose, failed, run, table
-from recovery.errors import RecoveryError
+from recovery.errors import ConfigurationError, RecoveryError
 from recovery.installation import Installation
 from recovery.postgres import inspect
 
@@ -93,8 +93,10 @@ def _identity(installation: Installation) -> Reached:
         publics = {
             str(identity.to_public()) for identity in installation.identities() if hasattr(identity, "to_public")
         }
-    except RecoveryError as problem:
+    except ConfigurationError as problem:
         return Reached("identity", State.ABSENT, f"no backup can be opened here: {problem}")
+    except RecoveryError as problem:
+        return Reached("identity", State.FAILED, str(problem))
     recipients = installation.configuration.encryption.recipients
     fitting = publics & set(recipients)
     if publics and not fitting:

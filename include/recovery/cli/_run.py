@@ -36,6 +36,7 @@ Identity = Annotated[
 ]
 
 _LINE_SECONDS = 5.0
+_PIPE_WIDTH = 10_000
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -58,7 +59,8 @@ class Run:
             json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
             sys.stdout.write("\n")
         else:
-            human(Console())
+            # In a pipe nothing is cut or wrapped: the next program, or a log, wants whole lines.
+            human(Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH))
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress]:

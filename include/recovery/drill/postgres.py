@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -72,6 +73,7 @@ class _Run:
     backup: Backup
     progress: Progress
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    nonce: str = field(default_factory=lambda: uuid.uuid4().hex[:6])
     phases: list[Phase] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     tables: list[TableResult] = field(default_factory=list)
@@ -80,7 +82,7 @@ class _Run:
 
     @property
     def id(self) -> str:
-        return f"{self.started:%Y%m%dT%H%M%SZ}-{self.name}-drill"
+        return f"{self.started:%Y%m%dT%H%M%SZ}-{self.name}-drill-{self.nonce}"
 
     def restore_and_check(self, folder: Path) -> None:
         begun = time.monotonic()

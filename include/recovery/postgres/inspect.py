@@ -13,7 +13,7 @@ from recovery.config import SUPPORTED_MAJORS, Compression
 from recovery.connections import Connection
 from recovery.errors import PreconditionError
 from recovery.manifest import Database, Server, Tablespace
-from recovery.postgres import connect, tools
+from recovery.postgres import connect, replication, tools
 
 Session = psycopg.Connection[TupleRow]
 
@@ -78,6 +78,7 @@ def check_base_backup(
         _check_room(
             session, where, "max_replication_slots", "SELECT count(*) FROM pg_replication_slots", "replication slots"
         )
+    replication.check_connection(connection, version_number=server.version_number)
 
 
 def check_restorable(server: Server, *, where: str, configured_tools: Mapping[int, Path]) -> tools.Tools:

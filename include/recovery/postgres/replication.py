@@ -87,6 +87,16 @@ class Progress:
 Message = Archive | ManifestBegins | Progress | memoryview
 
 
+def check_connection(connection: Connection, *, version_number: int) -> None:
+    """Open a replication session and close it: pg_hba.conf has lines of its own for these. Raises PreconditionError."""
+    session = pq.PGconn.connect(connect.replication_conninfo(connection, version_number=version_number))
+    try:
+        if session.status != pq.ConnStatus.OK:
+            raise connect.refused(connection, session.get_error_message())
+    finally:
+        session.finish()
+
+
 class BaseBackup:
     """A base backup under way. Use it as a context manager, iterate messages() to the end, then read `end`.
 

@@ -162,11 +162,16 @@ def _write_recovery_settings(pgdata: Path, owner: Owner | None) -> None:
     """Recover to the backup's end and open on a new timeline, so that its WAL can never be taken for the source's.
 
     `recovery_target = 'immediate'` is the point where the backup is consistent (manual, 26.3.4). The WAL lies in
-    pg_wal; `restore_command` must be set, and has nothing to fetch.
+    pg_wal; `restore_command` must be set, and has nothing to fetch. A target that production's settings kept from an
+    earlier recovery would be a second one, which the server refuses: they are emptied, before ours is set.
     """
     settings = """
 # Written by recovery.
 restore_command = 'false'
+recovery_target_name = ''
+recovery_target_time = ''
+recovery_target_xid = ''
+recovery_target_lsn = ''
 recovery_target = 'immediate'
 recovery_target_action = 'promote'
 """

@@ -204,8 +204,15 @@ class SandboxServer:
                     row = session.execute("SELECT pg_is_in_recovery()").fetchone()
                 if row is not None and row[0] is False:
                     return
-            except psycopg.OperationalError:
-                pass
+            except psycopg.OperationalError as problem:
+                # While it starts it says "the database system is starting up". Any other refusal is for good.
+                text = str(problem).rpartition("FATAL:")[2].strip()
+                if "FATAL:" in str(problem) and not text.startswith("the database system is"):
+                    raise ServerError(
+                        f"the sandbox server opens no session: {text}",
+                        where=str(self._pgdata),
+                        remedy="the backup may be damaged",
+                    ) from None
             time.sleep(_POLL_SECONDS)
         raise ServerError(
             f"the sandbox server did not end its recovery in {self._start_seconds:.0f} s: {self._last_words()}",
