@@ -26,7 +26,8 @@ class Proxy:
         """Answers of more bytes than this lose their connection there."""
         self.cuts_left = 0
         self.cuts = 0
-        self.request_bytes_per_second: float | None = None
+        self.bytes_per_second: float | None = None
+        """The pace of each direction of each connection."""
         self.change_request: Change = lambda data: data
         self._target = target
         self._closing = False
@@ -80,8 +81,7 @@ class Proxy:
 
     def _requests(self, client: socket.socket, server: socket.socket) -> None:
         while data := client.recv(_PIECE):
-            if self.request_bytes_per_second is not None:
-                time.sleep(len(data) / self.request_bytes_per_second)
+            self._pace(data)
             server.sendall(self.change_request(data))
 
     def _answers(self, server: socket.socket, client: socket.socket) -> None:
@@ -93,8 +93,13 @@ class Proxy:
                 self.cuts_left -= 1
                 self.cuts += 1
                 return
+            self._pace(data)
             client.sendall(data)
             passed += len(data)
+
+    def _pace(self, data: bytes) -> None:
+        if self.bytes_per_second is not None:
+            time.sleep(len(data) / self.bytes_per_second)
 
     def _close(self, each: socket.socket) -> None:
         self._sockets.discard(each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,13 +16,16 @@ from typing import Any
 
 import psycopg
 import pyrage
+import pytest
 import yaml
 from psycopg import sql
+from typer.testing import CliRunner
 
 from lab.objectstore import REGION, SeaweedFS
 from lab.postgres import PostgresServer
 from lab.users import scratch, service_user
 from recovery import config
+from recovery.cli._app import app
 from recovery.connections import Connection
 from recovery.errors import ConfigurationError
 from recovery.installation import Installation
@@ -37,7 +41,7 @@ from recovery.repository.store import ObjectStore
 REPOSITORY = Path(__file__).resolve().parent.parent
 OWNER = owners.choose(user.name) if (user := service_user()) else None
 
-Result = subprocess.CompletedProcess[str]
+Result = subprocess.CompletedProcess
 
 
 def secret_of(identity: Any) -> str:
@@ -118,14 +122,22 @@ class Site:
     def argv(self, *arguments: object) -> list[str]:
         return [sys.executable, "-m", "recovery", *(str(argument) for argument in arguments)]
 
-    def run(self, *arguments: object, expect: int = 0) -> Result:
-        """Run the command to its end and see that its exit status is the expected one."""
-        done = subprocess.run(
+    def run(self, *arguments: object, expect: int = 0) -> Result[str]:
+        """Run the command in this process, which saves its start, and see that its exit status is the expected one."""
+        with contextlib.chdir(self.folder), pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("AIRFLOW_CONN_")]:
+                patch.delenv(name)
+            done = CliRunner().invoke(app, [str(argument) for argument in arguments], env=self.environment)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        assert done.exit_code == expect, f"status {done.exit_code}\n{done.stdout}\n{done.stderr}"
+        return Result(arguments, done.exit_code, done.stdout, done.stderr)
+
+    def run_alone(self, *arguments: object) -> Result[str]:
+        """Run the command as a process of its own."""
+        return subprocess.run(
             self.argv(*arguments), env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=120
         )
-        assert done.returncode == expect, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
 
     def json(self, *arguments: object, expect: int = 0) -> Any:
         """The one document that --json prints."""
@@ -139,14 +151,15 @@ class Site:
         return lines[0]
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
-        """Start the command, for a test that interrupts or kills it."""
+        """Start the command in a process group of its own, for a test that interrupts or kills it."""
         return subprocess.Popen(
             self.argv(*arguments),
             env=self.environment,
             cwd=self.folder,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
     # The library.

@@ -6,7 +6,8 @@ RecoveryError                    exit status 1
 ├── StoreError                   the object store refused or failed
 │   ├── StoreUnreachable         no answer after retries
 │   ├── ObjectMissing            a named object is not there
-│   └── ObjectExists             a conditional write found one already there
+│   ├── ObjectExists             a conditional write found one already there
+│   └── ConditionsUnsupported    the store has no conditional writes
 ├── SealError                    a recipient or an identity does not fit
 ├── IntegrityError               what is stored is not what was written
 ├── FormatError                  a manifest this version cannot read
@@ -75,6 +76,10 @@ class ObjectMissing(StoreError):
 
 
 class ObjectExists(StoreError):
+    pass
+
+
+class ConditionsUnsupported(StoreError):
     pass
 
 

@@ -173,6 +173,11 @@ class Manifest(_Part):
         return sum(item.sealed_bytes for item in self.objects if item.role != "backup_manifest")
 
     @property
+    def restored_bytes(self) -> int:
+        """The disk that a restore takes: what was read, or where the server compressed what its databases measured."""
+        return max(self.source_bytes, sum(database.bytes for database in self.server.databases))
+
+    @property
     def recovery_point(self) -> datetime:
         """The moment that a restore of this backup alone brings back: a base backup's end, a dump's start."""
         return self.finished_at if self.kind != "dump" else self.started_at

@@ -32,8 +32,10 @@ def used(server: PostgresServer) -> Iterator[tuple[Site, str, str]]:
     """An installation with a full backup and a dump, both taken by the command: (site, full id, dump id)."""
     with new_folder() as folder:
         site = make_site(folder, server, repository=directory_repository(folder))
-        full = site.json("backup", "postgres", "app038", "--type", "full")
-        dump = site.json("backup", "postgres", "app038", "--type", "dump")
+        full, dump = (
+            json.loads(site.run_alone("backup", "postgres", "app038", "--type", kind, "--json").stdout)
+            for kind in ("full", "dump")
+        )
         yield site, full["id"], dump["id"]
 
 
@@ -104,7 +106,7 @@ def test_a_plan_names_what_blocks_the_restore(used: tuple[Site, str, str]) -> No
     site, *_ = used
     tools = site.system.pop("tools")
     try:
-        (reason,) = site.json("plan", "postgres", "app038")["blocked_by"]
+        (reason,) = site.json("plan", "postgres", "app038", expect=1)["blocked_by"]
     finally:
         site.system["tools"] = tools
     assert "no PostgreSQL 17 programs are installed" in reason
@@ -117,7 +119,9 @@ def test_a_full_backup_is_restored_into_a_directory(
     arguments = ("restore", "postgres", "app038", "--to", "latest", "--pgdata", folder / "data")
     done = site.run(*arguments, "--tablespace", f"app038_archive={folder / 'archive'}")
     assert f"backup          {full}" in done.stderr and f"-> {folder / 'archive'}" in done.stderr
-    assert done.stdout == f"restored to {folder / 'data'}; start it with: pg_ctl -D {folder / 'data'} start\n"
+    assert done.stdout.startswith(f"restored to {folder / 'data'}. ")
+    assert f"pg_ctl -D {folder / 'data'} -w start\n" in done.stdout
+    assert "archive_mode = off" in done.stdout and "ALTER SYSTEM RESET recovery_target;" in done.stdout
     made = site.catalog().find(full)
     with opened(site, made, folder / "data") as sandbox:
         assert contents(sandbox.connect) == server_contents(server)
@@ -305,16 +309,14 @@ def test_without_arguments_it_explains_itself_and_it_knows_its_version(site: Sit
 
 
 def test_a_failure_with_json_leaves_standard_output_empty(site: Site) -> None:
-    done = site.run("drill", "app038", "--json", expect=1)
-    assert done.stdout == "" and done.stderr.startswith("error: there is no full backup yet -> ")
+    done = site.run_alone("drill", "app038", "--json")
+    assert (
+        done.returncode == 1 and done.stdout == "" and done.stderr.startswith("error: there is no full backup yet -> ")
+    )
 
 
 def test_verbose_adds_the_trace(site: Site) -> None:
-    import subprocess
-
-    done = subprocess.run(
-        site.argv("drill", "app038", "--verbose"), env=site.environment, capture_output=True, text=True
-    )
+    done = site.run_alone("drill", "app038", "--verbose")
     assert done.returncode == 1 and "Traceback" in done.stderr
     assert done.stderr.startswith("error: there is no full backup yet")
 

@@ -206,7 +206,7 @@ def test_passwords_are_in_the_globals_and_nowhere_in_clear(site: Site, server: P
     made = site.backup("dump")
     ((secret,),) = server.execute("SELECT rolpassword FROM pg_authid WHERE rolname = 'app038'")
     assert secret in globals_of(site, made)
-    assert not any(secret.encode() in site.store().get(key) for key in site)
+    assert not any(secret.encode() in site.store().get(key) for key in site.keys())
 
 
 def globals_of(site: Site, made: Backup) -> str:

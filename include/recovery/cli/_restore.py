@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from recovery.cli._run import ConfigFile, Identity, Json, Run, Verbose, duration, run, size
+from recovery.cli._run import ConfigFile, Identity, Json, Run, Verbose, duration, failed, run, size
 from recovery.errors import ConfigurationError, PreconditionError
 from recovery.postgres import load, owner, plan, restore, tools
 from recovery.repository import catalog
@@ -51,6 +51,7 @@ def plan_postgres(
             blocked.append(str(problem))
         made = plan.make(name, backup, target="not chosen yet", database=database, blocked_by=tuple(blocked))
         call.emit(made.document(), lambda console: _print_plan(console, made))
+        failed(bool(blocked))
 
 
 def restore_postgres(
@@ -92,7 +93,8 @@ def _restore_base(call: Run, name: str, to: str, pgdata: Path, mappings: list[st
     store = installation.store_of(name)
     backup = plan.choose(catalog.read(store, name), to)
     found = backup.manifest
-    tools.find(found.server.major, configured=installation.configuration.postgres_system(name).tools)
+    programs = tools.find(found.server.major, configured=installation.configuration.postgres_system(name).tools)
+    files_of = owner.choose(user or installation.configuration.sandbox.user)
     places = restore.place_tablespaces(found, _parse_mappings(mappings))
     target = str(pgdata.absolute())
     made = plan.make(name, backup, target=target, tablespaces={str(oid): str(path) for oid, path in places.items()})
@@ -104,18 +106,23 @@ def _restore_base(call: Run, name: str, to: str, pgdata: Path, mappings: list[st
             pgdata,
             identities=installation.identities(),
             tablespaces=places,
-            owner=owner.choose(user or installation.configuration.sandbox.user),
+            owner=files_of,
             tick=lambda done, expected: progress("restore", done, expected),
         )
     document = made.document() | {"restored": str(restored.pgdata), "fetched_bytes": restored.fetched_bytes}
-    call.emit(
-        document,
-        lambda console: console.print(
-            f"restored to {restored.pgdata}; start it with: pg_ctl -D {restored.pgdata} start",
-            highlight=False,
-            soft_wrap=True,
-        ),
-    )
+    as_user = f"runuser -u {files_of.name} -- " if files_of else ""
+
+    def human(console: Console) -> None:
+        for line in (
+            f"restored to {restored.pgdata}. It has production's settings: before you start it, set archive_mode = off",
+            "there unless it is to archive where production did. Then, and once it is open:",
+            f"  {as_user}{programs.path('pg_ctl')} -D {restored.pgdata} -w start",
+            "  ALTER SYSTEM RESET restore_command; ALTER SYSTEM RESET recovery_target; "
+            "ALTER SYSTEM RESET recovery_target_action",
+        ):
+            console.print(line, highlight=False, soft_wrap=True)
+
+    call.emit(document, human)
 
 
 def _restore_dump(call: Run, name: str, to: str, into: str, database: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from recovery.drill.compare import TableResult
 from recovery.repository import layout
-from recovery.repository.store import ObjectStore, put_once
+from recovery.repository.store import ObjectStore, put_final
 from recovery.repository.verify import Verdict
 
 FORMAT_VERSION = 1
@@ -67,7 +67,7 @@ class Evidence:
 def write(store: ObjectStore, evidence: Evidence) -> str:
     """Store the evidence; returns its key. Evidence is never overwritten."""
     text = json.dumps(evidence.document(), sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
-    put_once(store, evidence.key, text.encode())
+    put_final(store, evidence.key, text.encode())
     return evidence.key
 
 

@@ -149,7 +149,7 @@ class _Run:
             rto_seconds=self.rto_seconds,
             rto_objective_seconds=objective.total_seconds() if objective else None,
             fetched_bytes=self.fetched_bytes,
-            restored_bytes=manifest.source_bytes,
+            restored_bytes=manifest.restored_bytes,
             phases=tuple(self.phases),
             checks=tuple(checks),
             tables=tuple(self.tables),

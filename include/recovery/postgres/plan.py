@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from recovery.errors import ConfigurationError, PreconditionError
+from recovery.errors import ConfigurationError, FormatError, PreconditionError
 from recovery.repository.catalog import Backup, Catalog
+from recovery.repository.layout import ID_PATTERN
 
 # Until this installation has measured its own: a restore of a sealed base backup on two cores and a local store.
 ASSUMED_BYTES_PER_SECOND = 100 << 20
@@ -42,9 +43,10 @@ def choose(catalog: Catalog, to: str, *, kinds: tuple[str, ...] = ("full",)) -> 
     """
     if to == "latest":
         newest = catalog.newest(*kinds)
+        newer = _damaged_after(catalog, newest, kinds)
+        if newer is not None:
+            raise newer
         if newest is None:
-            if catalog.problems:
-                raise catalog.problems[-1]
             raise PreconditionError(
                 f"there is no {' or '.join(kinds)} backup yet",
                 remedy="take one: recovery backup postgres NAME --type full",
@@ -57,6 +59,16 @@ def choose(catalog: Catalog, to: str, *, kinds: tuple[str, ...] = ("full",)) -> 
             remedy="restore a dump with --into, a full backup with --pgdata",
         )
     return backup
+
+
+def _damaged_after(catalog: Catalog, newest: Backup | None, kinds: tuple[str, ...]) -> FormatError | None:
+    """A damaged manifest newer than the newest good backup: taking the older one silently would lose its data."""
+    for problem in catalog.problems:
+        match = ID_PATTERN.search(problem.where)
+        if match and match.group(2) in kinds and (newest is None or match.group() > newest.id):
+            remedy = f"mend it, or name the newest good backup: --to {newest.id}" if newest else problem.remedy
+            return FormatError(problem.what, where=problem.where, remedy=remedy)
+    return None
 
 
 def make(
@@ -77,7 +89,7 @@ def make(
             f"the dump holds no database {database!r}", where=backup.id, remedy=f"choose one of: {known}"
         )
     fetch = sum(item.stored_bytes for item in items)
-    restored = sum(database.bytes for database in found.server.databases)
+    databases = sum(entry.bytes for entry in found.server.databases if database in (None, entry.name))
     return Plan(
         system=system,
         backup=backup,
@@ -86,7 +98,7 @@ def make(
         server_version=found.server.version,
         objects=len(items),
         fetch_bytes=fetch,
-        restored_bytes=restored if found.kind == "dump" else found.source_bytes,
+        restored_bytes=databases if found.kind == "dump" else found.restored_bytes,
         predicted_seconds=round(max(1.0, found.source_bytes / ASSUMED_BYTES_PER_SECOND), 1),
         tablespaces=tablespaces or {},
         blocked_by=blocked_by,

@@ -14,7 +14,7 @@ from recovery.errors import ConfigurationError, RestoreError
 from recovery.manifest import Manifest, StoredObject
 from recovery.postgres.owner import Owner, give
 from recovery.postgres.target import Target
-from recovery.postgres.unpack import Unpacker
+from recovery.postgres.unpack import Unpacker, explained
 from recovery.repository.catalog import Backup
 from recovery.repository.sealing import unseal, unseal_bytes
 from recovery.repository.store import ObjectStore
@@ -70,25 +70,34 @@ def restore_base(
     target is as empty as it was found.
     """
     found = backup.manifest
-    folders = [pgdata.absolute(), *tablespaces.values()]
-    with Target(folders, owner=owner, reserve_bytes=int(found.source_bytes * _ROOM)) as target:
-        for oid, place in tablespaces.items():
-            link = folders[0] / "pg_tblspc" / str(oid)
-            link.parent.mkdir(mode=0o700, exist_ok=True)
-            give(link.parent, owner)
-            link.symlink_to(place)
-            give(link, owner)
-        fetched = _Fetch(store, backup, folders[0], identities, tablespaces, owner, tick).run()
-        _keep_server_manifest(store, backup, folders[0], owner)
-        if tablespaces:
-            _write(
-                folders[0] / "tablespace_map",
-                "".join(f"{oid} {path}\n" for oid, path in sorted(tablespaces.items())),
-                owner,
-            )
-        _write_recovery_settings(folders[0], owner)
+    pgdata = pgdata.absolute()
+    with Target(_room(found, pgdata, tablespaces), owner=owner) as target:
+        try:
+            _link_tablespaces(pgdata, tablespaces, owner)
+            fetched = _Fetch(store, backup, pgdata, identities, tablespaces, owner, tick).run()
+            _keep_server_manifest(store, backup, pgdata, owner)
+            _map_tablespaces(pgdata, tablespaces, owner)
+            _write_recovery_settings(pgdata, owner)
+        except OSError as problem:
+            raise explained(problem, pgdata, str(problem.filename or "a file")) from None
         target.keep()
-    return Restored(folders[0], fetched, dict(tablespaces))
+    return Restored(pgdata, fetched, dict(tablespaces))
+
+
+def _link_tablespaces(pgdata: Path, tablespaces: Mapping[int, Path], owner: Owner | None) -> None:
+    for oid, place in tablespaces.items():
+        link = pgdata / "pg_tblspc" / str(oid)
+        link.parent.mkdir(mode=0o700, exist_ok=True)
+        give(link.parent, owner)
+        link.symlink_to(place)
+        give(link, owner)
+
+
+def _room(found: Manifest, pgdata: Path, tablespaces: Mapping[int, Path]) -> dict[Path, int]:
+    """The bytes that each directory will take, and a little more."""
+    outside = {space.oid: space.bytes for space in found.server.tablespaces if space.oid in tablespaces}
+    room = {pgdata: int((found.restored_bytes - sum(outside.values())) * _ROOM)}
+    return room | {tablespaces[oid]: int(size * _ROOM) for oid, size in outside.items()}
 
 
 class _Fetch:
@@ -156,6 +165,13 @@ def _keep_server_manifest(store: ObjectStore, backup: Backup, pgdata: Path, owne
         path.write_bytes(unseal_bytes(store, sealed, identities=()))
         path.chmod(0o600)
         give(path, owner)
+
+
+def _map_tablespaces(pgdata: Path, tablespaces: Mapping[int, Path], owner: Owner | None) -> None:
+    """Recovery makes the links again by this file, which the backup brought with the source's paths."""
+    if tablespaces:
+        text = "".join(f"{oid} {path}\n" for oid, path in sorted(tablespaces.items()))
+        _write(pgdata / "tablespace_map", text, owner)
 
 
 def _write_recovery_settings(pgdata: Path, owner: Owner | None) -> None:

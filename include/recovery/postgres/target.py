@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -22,15 +23,16 @@ _MODE = 0o700
 class Target:
     """Directories held for one restore. Leaving the block without keep() empties them."""
 
-    def __init__(self, folders: list[Path], *, owner: Owner | None, reserve_bytes: int) -> None:
-        self._folders, self._owner, self._reserve = folders, owner, reserve_bytes
+    def __init__(self, reserve_bytes: Mapping[Path, int], *, owner: Owner | None) -> None:
+        """`reserve_bytes`: each directory, and the room that it needs on its file system."""
+        self._reserve, self._owner = dict(reserve_bytes), owner
         self._locks: list[int] = []
         self._claimed: list[Path] = []
         self._kept = False
 
     def __enter__(self) -> Target:
         try:
-            for folder in self._folders:
+            for folder in self._reserve:
                 self._claim(folder)
             self._check_room()
         except BaseException:
@@ -86,14 +88,19 @@ class Target:
         self._locks.append(descriptor)
 
     def _check_room(self) -> None:
-        status = os.statvfs(self._folders[0])
-        free = status.f_bavail * status.f_frsize
-        if free < self._reserve:
-            raise PreconditionError(
-                f"the restore needs {self._reserve / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
-                where=str(self._folders[0]),
-                remedy="free space, or name a directory on another disk",
-            )
+        """Directories that share a file system need its room together."""
+        needed: dict[int, int] = {}
+        for folder, size in self._reserve.items():
+            device = folder.stat().st_dev
+            needed[device] = needed.get(device, 0) + size
+            status = os.statvfs(folder)
+            free = status.f_bavail * status.f_frsize
+            if free < needed[device]:
+                raise PreconditionError(
+                    f"the restore needs {needed[device] / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
+                    where=str(folder),
+                    remedy="free space, or name a directory on another disk",
+                )
 
     def _release(self) -> None:
         if not self._kept:

@@ -34,7 +34,7 @@ class Unpacker:
         try:
             self._tar.write(data)
         except OSError as problem:
-            raise _explained(problem, self._target, self._name) from None
+            raise explained(problem, self._target, self._name) from None
 
     def finish(self) -> None:
         self._tar.finish()
@@ -92,7 +92,8 @@ def _untrusted(what: str, where: Path) -> IntegrityError:
     return IntegrityError(what, where=str(where), remedy="do not trust this backup; find out who wrote it")
 
 
-def _explained(problem: OSError, target: Path, name: str) -> RestoreError:
+def explained(problem: OSError, target: Path, name: str) -> RestoreError:
+    """The operating system's error while `name` was written below `target`."""
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
         return RestoreError(
             "the disk is full", where=str(target), remedy="free space, or choose another target; see `recovery plan`"

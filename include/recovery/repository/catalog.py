@@ -11,7 +11,7 @@ from recovery.errors import ConfigurationError, FormatError, ObjectMissing, Reco
 from recovery.manifest import Manifest
 from recovery.repository import layout
 from recovery.repository.sealing import Sealed
-from recovery.repository.store import ObjectStore, put_once
+from recovery.repository.store import ObjectStore, put_final
 
 _READERS = 8
 
@@ -89,7 +89,7 @@ def read(store: ObjectStore, name: str) -> Catalog:
 
 def commit(store: ObjectStore, backup: Backup) -> None:
     """Write the manifest, last and only if there is none: from here on the backup exists."""
-    put_once(store, backup.folder + layout.MANIFEST, backup.manifest.encode())
+    put_final(store, backup.folder + layout.MANIFEST, backup.manifest.encode())
 
 
 def _read_one(store: ObjectStore, folder: str) -> Backup | RecoveryError | None:

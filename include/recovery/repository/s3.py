@@ -22,6 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTT
 from recovery.config import S3Repository
 from recovery.connections import Connection
 from recovery.errors import (
+    ConditionsUnsupported,
     ConfigurationError,
     IntegrityError,
     ObjectExists,
@@ -53,6 +54,7 @@ _CREDENTIALS = {
 }
 _MISSING = {"NoSuchKey", "NotFound", "404"}
 _EXISTS = {"PreconditionFailed", "ConditionalRequestConflict", "412"}
+_UNSUPPORTED = {"NotImplemented", "501"}
 
 
 def client_config() -> Config:
@@ -231,6 +233,12 @@ class S3Store:
             return ObjectMissing("the object is not there", where=where)
         if code in _EXISTS:
             return ObjectExists("an object of this name exists already", where=where)
+        if code in _UNSUPPORTED:
+            return ConditionsUnsupported(
+                "the store does not implement what was asked (conditional writes?)",
+                where=where,
+                remedy="use a store that takes If-None-Match: it keeps two writers apart",
+            )
         if code in _CREDENTIALS:
             return StoreError(
                 f"the store refused the credentials ({code})",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from recovery.errors import ObjectExists
+from recovery.errors import ConditionsUnsupported, ObjectExists, ObjectMissing
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,27 @@ class ObjectStore(Protocol):
 def put_once(store: ObjectStore, key: str, data: bytes, *, locked: bool = True) -> None:
     """A conditional put that may have succeeded without our seeing it: the same bytes again is success.
 
-    Raises ObjectExists when another writer's bytes are there.
+    Raises ObjectExists when another writer's bytes are there, ConditionsUnsupported where the store has no such puts.
     """
     try:
         store.put(key, data, only_if_absent=True, locked=locked)
     except ObjectExists:
         if store.get(key) != data:
             raise
+
+
+def put_final(store: ObjectStore, key: str, data: bytes) -> None:
+    """put_once() for what ends a piece of work. A store without conditional writes is asked first, and then written to.
+
+    Two writers could pass that question at one moment; losing the work of one that is alone would be worse.
+    """
+    try:
+        put_once(store, key, data)
+    except ConditionsUnsupported:
+        try:
+            found = store.get(key)
+        except ObjectMissing:
+            store.put(key, data)
+            return
+        if found != data:
+            raise ObjectExists("an object of this name exists already", where=f"{store.description}/{key}") from None
