@@ -237,12 +237,14 @@ class _UploadSink:
         self.sha256 = hashlib.sha256()
         self.size = 0
         self.problem: BaseException | None = None
-        self._part = bytearray()
+        self._pieces: list[bytes] = []
+        self._held = 0
 
     def write(self, data: bytes, /) -> int:
         try:
-            self._part += data
-            if len(self._part) >= self.upload.part_size:
+            self._pieces.append(data)
+            self._held += len(data)
+            if self._held >= self.upload.part_size:
                 self._send(self.upload.part_size)
         except BaseException as problem:
             self.problem = problem
@@ -253,12 +255,20 @@ class _UploadSink:
         """Called by pyrage; parts are cut by size alone."""
 
     def finish(self) -> None:
-        self._send(len(self._part))
+        self._send(self._held)
         self.upload.complete()
 
     def _send(self, size: int) -> None:
-        part = bytes(memoryview(self._part)[:size])
-        del self._part[:size]
+        """Cut the last piece, so that a part is copied once."""
+        rest = b""
+        if self._held > size:
+            last = self._pieces.pop()
+            keep = len(last) - (self._held - size)
+            self._pieces.append(last[:keep])
+            rest = last[keep:]
+        part = b"".join(self._pieces)
+        self._pieces = [rest] if rest else []
+        self._held = len(rest)
         self.sha256.update(part)
         self.size += len(part)
         self.upload.write_part(part)

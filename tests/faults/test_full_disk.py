@@ -1,0 +1,113 @@
+"""A disk that is too small, or fills in the middle of a restore: told as that, and the target is left empty."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from recovery.drill.postgres import drill
+from recovery.errors import RestoreError
+from recovery.postgres import restore
+from recovery.repository.verify import Verdict
+from tests.support import OWNER, Site, may_mount, mounted
+
+pytestmark = pytest.mark.faults
+MIB = 1 << 20
+
+
+def restore_arguments(site: Site, data: Path) -> tuple[object, ...]:
+    return (
+        *("restore", "postgres", "app038", "--to", "latest", "--pgdata", data),
+        *("--tablespace", f"app038_archive={site.folder / 'archive'}"),
+    )
+
+
+needs_mount = pytest.mark.skipif(not may_mount(), reason="mounting a small file system takes root; see the test below")
+
+
+@needs_mount
+def test_a_disk_that_fills_in_the_middle_is_told_and_the_target_is_left_empty(site: Site) -> None:
+    # What the server compressed expands further than anybody can tell beforehand.
+    site.system["base"] = {"compression": {"where": "server"}}
+    made = site.backup()
+    room = made.manifest.source_bytes * 2 // MIB + 1
+    with mounted(site.folder / "small", megabytes=room) as small:
+        data = small / "data"
+        message = site.error(*restore_arguments(site, data))
+        assert message == (
+            f"error: {data}: the disk is full -> free space, or choose another target; see `recovery plan`"
+        )
+        assert list(data.iterdir()) == []
+    assert list((site.folder / "archive").iterdir()) == []
+
+
+@needs_mount
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(site: Site) -> None:
+    made = site.backup()
+    with mounted(site.folder / "small", megabytes=8) as small:
+        message = site.error(*restore_arguments(site, small / "data"))
+        assert list((small / "data").iterdir()) == []
+    needed = made.manifest.source_bytes * 1.05 / 1e9
+    assert f"small/data: the restore needs {needed:.2f} GB and 0.01 GB are free -> free space, or name" in message
+
+
+@needs_mount
+def test_a_drill_without_room_is_unknown_and_leaves_nothing(site: Site) -> None:
+    made = site.backup()
+    with mounted(site.folder / "small", megabytes=8) as small:
+        site.document["sandbox"]["directory"] = str(small)
+        found = drill(site.installation(), "app038", made)
+        assert list(small.iterdir()) == []
+    assert found.verdict is Verdict.UNKNOWN
+    assert "GB are free" in found.checks[0].detail
+
+
+@needs_mount
+def test_a_full_repository_disk_fails_the_backup_and_leaves_nothing_of_it(site: Site) -> None:
+    with mounted(site.folder / "small", megabytes=3) as small:
+        site.document["repositories"]["main"] = {"directory": {"path": str(small / "repository")}}
+        message = site.error("backup", "postgres", "app038", "--type", "full")
+        assert "no space left on device -> check the disk and the directory's permissions" in message
+        assert list((small / "repository" / ".uploads").iterdir()) == []
+        assert site.json("list") == {"app038": {"backups": [], "problems": []}}
+
+
+def test_a_file_that_cannot_grow_is_told_where_nothing_may_be_mounted(site: Site) -> None:
+    """The limit of this process's files stands in for the full disk: another error number, the same way out."""
+    site.backup()
+    data = site.folder / "data"
+    done = subprocess.run(
+        ["prlimit", f"--fsize={MIB}", *site.argv(*restore_arguments(site, data))],
+        env=site.environment,
+        cwd=site.folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {data}: ") and ": file too large -> " in line
+    assert list(data.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_after_the_volumes_is_told_too(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = site.backup()
+    places = restore.place_tablespaces(made.manifest, {}, below=site.folder / "spaces")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(restore, "_keep_server_manifest", full)
+    with pytest.raises(RestoreError, match="the disk is full"):
+        restore.restore_base(
+            site.store(), made, site.folder / "data", identities=[site.identity], tablespaces=places, owner=OWNER
+        )
+    assert list((site.folder / "data").iterdir()) == []
+
+
+def test_this_process_may_still_write_large_files() -> None:
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] in (resource.RLIM_INFINITY, -1)
