@@ -7,85 +7,181 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks._processes import files_written, foreign_load, status_bytes, tree
+
 ROOT = Path(__file__).resolve().parent.parent
-Contender = Callable[[], dict[str, Any]]
+QUIET = 0.10
+"""A run counts as undisturbed when others used less of the cores than this."""
+_PATIENCE_SECONDS = 20.0
+_SAMPLE_SECONDS = 0.02
 
 
-@dataclass(frozen=True)
-class Figure:
-    """The seconds of one contender over its rounds, and the most memory that one of them took."""
+@dataclass
+class Run:
+    """One measured run of one process."""
 
-    name: str
-    seconds: tuple[float, ...]
-    bytes: int
+    seconds: float
+    cpu_seconds: float
     peak_rss_bytes: int
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    def document(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "seconds_median": round(self.median, 2),
-            "seconds_min": round(min(self.seconds), 2),
-            "seconds_max": round(max(self.seconds), 2),
-            "bytes": self.bytes,
-            "peak_rss_mib": round(self.peak_rss_bytes / 2**20),
-        }
+    """Of the process, or of the largest of those it waited for."""
+    foreign_share: float
+    tree_rss_bytes: int = 0
+    """Of the process and all below it at one moment; sampled where asked for, as are the files."""
+    files: dict[str, int] = field(default_factory=dict)
+    answer: dict[str, Any] = field(default_factory=dict)
 
 
-def worker(work: str, *arguments: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """One piece of work in a fresh process."""
-    answer = subprocess.run(
-        [sys.executable, "-m", "benchmarks._worker", work, *arguments],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}/include:{ROOT}"} | dict(environment),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+Contender = Callable[[], Run]
+Round = dict[str, Run]
+
+
+def worker(work: str, *arguments: str, environment: Mapping[str, str], inner: bool = False, watch: bool = False) -> Run:
+    """Work of `_worker` in a fresh process. `inner` leaves out its start: `seconds` are then those of the work alone."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}/include:{ROOT}"} | dict(environment)
+    found = command(
+        sys.executable, "-m", "benchmarks._worker", work, *arguments, environment=environment, watch=watch, answers=True
     )
-    if answer.returncode != 0:
-        raise RuntimeError(f"{work} failed:\n{answer.stderr}")
-    found: dict[str, Any] = json.loads(answer.stdout)
+    if inner:
+        found.seconds = found.answer["seconds"]
     return found
 
 
-def command(*arguments: str | Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Another program; the peak memory is that of its largest process."""
-    begun = time.monotonic()
-    process = subprocess.Popen(arguments, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    _, status, usage = os.wait4(process.pid, 0)
-    message = process.stderr.read() if process.stderr else b""
-    if status != 0:
-        raise RuntimeError(f"{arguments[0]} failed:\n{message.decode(errors='replace')}")
-    process.returncode = 0
-    return {"seconds": time.monotonic() - begun, "bytes": 0, "peak_rss_bytes": usage.ru_maxrss * 1024}
+def command(
+    *arguments: str | Path, environment: Mapping[str, str], watch: bool = False, answers: bool = False
+) -> Run:
+    """Run a program to its end, from its start; with `answers` its standard output is one JSON document."""
+    os.sync()
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as messages, foreign_load() as foreign:
+        begun = time.perf_counter()
+        process = subprocess.Popen(arguments, env=dict(environment), cwd=ROOT, stdout=output, stderr=messages)
+        with _Watch(process.pid).running(watch) as seen:
+            _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        messages.seek(0)
+        if process.returncode != 0:
+            raise RuntimeError(f"{arguments} failed:\n{messages.read().decode(errors='replace')}")
+        answer = json.loads(output.read()) if answers else {}
+    return Run(
+        seconds,
+        usage.ru_utime + usage.ru_stime,
+        usage.ru_maxrss * 1024,
+        foreign.share,
+        seen.tree_rss_bytes,
+        seen.files,
+        answer,
+    )
 
 
-def in_turn(contenders: Mapping[str, Contender], *, rounds: int) -> dict[str, Figure]:
-    """Every contender once per round, in the same order; one unmeasured round first warms the caches."""
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
+def in_turn(contenders: Mapping[str, Contender], *, rounds: int) -> list[Round]:
+    """Every contender once per round, in the same order, after one round that only warms the caches.
+
+    Rounds that others on the machine disturbed are repeated, up to four times as many in all; the quietest are kept.
+    What decides is the load of others alone, never the result.
+    """
+    for contender in contenders.values():
+        contender()
+    done: list[Round] = []
+    while len(done) < 4 * rounds and sum(_disturbance(one) < QUIET for one in done) < rounds:
+        this: Round = {}
         for name, contender in contenders.items():
-            result = contender()
-            if turn:
-                results[name].append(result)
-                print(
-                    f"  {name}: {result['seconds']:.2f} s, {result['peak_rss_bytes'] / 2**20:.0f} MiB", file=sys.stderr
-                )
-    return {
-        name: Figure(
-            name,
-            tuple(result["seconds"] for result in found),
-            max(result["bytes"] for result in found),
-            max(result["peak_rss_bytes"] for result in found),
-        )
-        for name, found in results.items()
+            _wait_for_quiet()
+            this[name] = run = contender()
+            print(
+                f"  {name}: {run.seconds:.2f} s, cpu {run.cpu_seconds:.1f} s, {run.peak_rss_bytes / 2**20:.0f} MiB, "
+                f"others {run.foreign_share:.0%}",
+                file=sys.stderr,
+            )
+        done.append(this)
+    return sorted(done, key=_disturbance)[:rounds]
+
+
+def figures(rounds: Sequence[Round]) -> list[dict[str, Any]]:
+    """One entry per contender."""
+    return [figure(name, [one[name] for one in rounds]) for name in rounds[0]]
+
+
+def figure(name: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """The figures of one contender over its runs."""
+    seconds = [run.seconds for run in runs]
+    found = {
+        "name": name,
+        "seconds_median": round(statistics.median(seconds), 2),
+        "seconds_min": round(min(seconds), 2),
+        "seconds_max": round(max(seconds), 2),
+        "cpu_seconds_median": round(statistics.median(run.cpu_seconds for run in runs), 2),
+        "peak_rss_mib": round(max(run.peak_rss_bytes for run in runs) / 2**20),
+        "others_share_max": round(max(run.foreign_share for run in runs), 2),
     }
+    if tree_rss := max(run.tree_rss_bytes for run in runs):
+        found["tree_rss_mib"] = round(tree_rss / 2**20)
+    if "bytes" in runs[0].answer:
+        found["bytes"] = max(run.answer["bytes"] for run in runs)
+    return found
+
+
+def ratio(rounds: Sequence[Round], ours: str, theirs: str, *, goal: float | None = None) -> dict[str, Any]:
+    """Ours over theirs, each within one round; `goal` is the highest median that passes."""
+    values = [one[ours].seconds / one[theirs].seconds for one in rounds]
+    return verdict(f"{ours} / {theirs}", statistics.median(values), goal=goal) | {
+        "min": round(min(values), 2),
+        "max": round(max(values), 2),
+    }
+
+
+def verdict(name: str, value: float, *, goal: float | None) -> dict[str, Any]:
+    """A value against the highest that passes."""
+    return {"name": name, "value": round(value, 2), "goal": goal, "holds": None if goal is None else value <= goal}
+
+
+def _disturbance(one: Round) -> float:
+    return max(run.foreign_share for run in one.values())
+
+
+def _wait_for_quiet() -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        with foreign_load() as foreign:
+            time.sleep(0.5)
+        if foreign.share < QUIET:
+            return
+
+
+class _Watch:
+    """Samples the memory and the files of a process and all below it while it runs."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._ended = threading.Event()
+        self.tree_rss_bytes = 0
+        self.files: dict[str, int] = {}
+
+    @contextmanager
+    def running(self, wanted: bool, /) -> Iterator[_Watch]:
+        thread = threading.Thread(target=self._sample)
+        if wanted:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            if wanted:
+                thread.join()
+
+    def _sample(self) -> None:
+        while not self._ended.wait(_SAMPLE_SECONDS):
+            pids = tree(self._pid)
+            self.tree_rss_bytes = max(self.tree_rss_bytes, sum(status_bytes(pid, "VmRSS") for pid in pids))
+            for pid in pids:
+                for path, size in files_written(pid).items():
+                    self.files[path] = max(size, self.files.get(path, 0))

@@ -1,53 +1,57 @@
-"""One measured process: does one piece of work and prints its seconds and peak memory as JSON.
+"""One measured process: does one piece of work and prints its seconds, and what it wrote, as JSON.
 
-Run by `_measure.measure` as `python -m benchmarks._worker WORK ARGUMENTS`, so that each figure is of a fresh process.
+Run by `_measure.worker` as `python -m benchmarks._worker WORK ARGUMENTS`, so that each figure is of a fresh process.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+import zstandard
+
+from benchmarks._processes import status_bytes
 from recovery import config
 from recovery.installation import Installation
 from recovery.postgres import backup, inspect, owner, restore
+from recovery.postgres import verify as postgres_verify
 from recovery.postgres.replication import BaseBackup, StreamOptions
 from recovery.repository import catalog
+from recovery.repository.verify import Level, Verdict
 
 SYSTEM = "bench"
+_BATCH_BYTES = 1 << 20
 
 
 def drain(where: str) -> int:
     """The protocol stream with the same compression, and nothing else: neither sealed nor written."""
-    import zstandard
-
     installation = Installation(config.load())
     settings = installation.configuration.postgres_system(SYSTEM)
     connection = installation.connection(settings.connection)
     level, workers = settings.base.compression.level, settings.base.compression.workers
     server = inspect.inspect(connection)
     options = StreamOptions(label="bench", server_compression=(level, workers) if where == "server" else None)
-    compressor = zstandard.ZstdCompressor(level=level, threads=workers).compressobj() if where == "client" else None
-    total, batch, batched = 0, [], 0
+    compressor = zstandard.ZstdCompressor(level=level, threads=workers, write_checksum=True).compressobj()
+    total = batched = 0
+    batch: list[memoryview] = []
     with BaseBackup(connection, options, version_number=server.version_number) as stream:
         for message in stream.messages():
-            if isinstance(message, memoryview):
-                total += len(message)
-                batch.append(message)
-                batched += len(message)
-                if batched >= 1 << 20:
-                    if compressor is not None:
-                        compressor.compress(b"".join(batch))
-                    batch.clear()
-                    batched = 0
-    if compressor is not None:
-        compressor.flush()
+            if not isinstance(message, memoryview):
+                continue
+            total += len(message)
+            if where == "server":
+                continue
+            batch.append(message)
+            batched += len(message)
+            if batched >= _BATCH_BYTES:
+                compressor.compress(b"".join(batch))
+                batch.clear()
+                batched = 0
+    compressor.compress(b"".join(batch))
+    compressor.flush()
     return total
 
 
@@ -62,11 +66,9 @@ def dump() -> int:
 def restored(target: str) -> int:
     installation = Installation(config.load())
     store = installation.store_of(SYSTEM)
-    newest = catalog.read(store, SYSTEM).newest("full")
-    assert newest is not None
     done = restore.restore_base(
         store,
-        newest,
+        _newest(installation),
         Path(target),
         identities=installation.identities(),
         tablespaces={},
@@ -75,26 +77,44 @@ def restored(target: str) -> int:
     return done.fetched_bytes
 
 
-WORK: dict[str, Callable[..., int]] = {"drain": drain, "base": base, "dump": dump, "restore": restored}
+def verified(level: str) -> int:
+    installation = Installation(config.load())
+    report = postgres_verify.verify(installation, SYSTEM, _newest(installation), Level(level))
+    if report.verdict is not Verdict.OK:
+        raise RuntimeError(str(report))
+    return report.bytes_read
 
 
-def peak_rss_bytes() -> int:
-    """This process's high-water mark (proc_pid_status(5), VmHWM)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError("VmHWM")
+def _newest(installation: Installation) -> catalog.Backup:
+    newest = catalog.read(installation.store_of(SYSTEM), SYSTEM).newest("full")
+    if newest is None:
+        raise LookupError("no backup was taken")
+    return newest
+
+
+WORK: dict[str, Callable[..., int]] = {
+    "drain": drain,
+    "base": base,
+    "dump": dump,
+    "restore": restored,
+    "verify": verified,
+}
+
+
+def written_bytes() -> int:
+    """What this process and the children it waited for gave to file systems to keep (proc_pid_io(5), write_bytes)."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes:"))
 
 
 def main() -> None:
-    begun, moment = time.monotonic(), datetime.now(UTC)
+    begun = time.perf_counter()
     size = WORK[sys.argv[1]](*sys.argv[2:])
-    result: dict[str, Any] = {
-        "seconds": time.monotonic() - begun,
+    result = {
+        "seconds": time.perf_counter() - begun,
         "bytes": size,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "started_at": moment.isoformat(),
-        "pid": os.getpid(),
+        "peak_rss_bytes": status_bytes("self", "VmHWM"),
+        "written_bytes": written_bytes(),
     }
     print(json.dumps(result))
 

@@ -22,7 +22,7 @@ from recovery.postgres import backup as backups
 from recovery.postgres import restore
 from recovery.postgres.backup import Source
 from recovery.repository import catalog
-from tests.conftest import directory_repository, s3_repository
+from tests.conftest import s3_repository
 from tests.memory import MemoryStore
 from tests.proxy import Proxy
 from tests.support import OWNER, Site, contents, make_site, opened, s3_connection, server_contents
@@ -143,7 +143,11 @@ def test_an_interrupted_dump_ends_its_programs(site: Site, server: PostgresServe
     with psycopg.connect(server.dsn("app038")) as holder:
         holder.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
         process = site.start(*DUMP)
-        until(lambda: server.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'recovery'"))
+        until(
+            lambda: server.execute(
+                "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'recovery'"
+            )
+        )
         below = psutil.Process(process.pid).children(recursive=True)
         status, errors = interrupt(process)
     assert (status, errors) == (130, ["error: interrupted -> nothing was committed; run it again"])
@@ -336,9 +340,7 @@ def test_what_a_restore_finds_of_its_own_is_cleared_and_of_others_is_kept(site: 
     (data / "base").mkdir(parents=True)
     (data / "base" / "half a file").write_text("x")
     (data / "recovery.incomplete").touch()
-    restore.restore_base(
-        site.store(), made, data, identities=[site.identity], tablespaces=places, owner=OWNER
-    )
+    restore.restore_base(site.store(), made, data, identities=[site.identity], tablespaces=places, owner=OWNER)
     assert not (data / "base" / "half a file").exists() and (data / "PG_VERSION").exists()
 
 

@@ -147,7 +147,7 @@ def test_a_slow_store_slows_the_writer_down_within_bounded_memory() -> None:
         seen = accepted
         time.sleep(0.3)
     assert source.is_alive()
-    # The pipe's 8 MiB, the part that waits, and what is between them.
+    # The pipe's 4 MiB, the part that waits, and what is between them.
     assert 8 <= accepted <= 12
     go_on.set()
     source.join()

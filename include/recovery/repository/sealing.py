@@ -22,7 +22,7 @@ from recovery.errors import IntegrityError, RecoveryError, SealError
 from recovery.repository.store import ObjectStore, Reader, Upload
 
 MIB = 1 << 20
-_PIPE_BYTES = 8 * MIB
+_PIPE_BYTES = 4 * MIB
 _BATCH_BYTES = MIB
 HASH_NAME = "xxh3-128"
 
