@@ -1,61 +1,75 @@
-"""`python -m benchmarks [NAME ...]`: runs benchmarks by hand and writes benchmarks/results/<name>.json."""
+"""`python -m benchmarks [NAME ...]`: runs by hand; writes results/<name>.json and the tables in README.md."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from benchmarks._suite import BENCHMARKS, Bench
+from benchmarks import _report
+from benchmarks._bench import Bench
+from benchmarks.local import local
+from benchmarks.memory import memory
+from benchmarks.parse import parse
+from benchmarks.restore import restore
+from benchmarks.s3 import find_barman_python, s3
 
-RESULTS = Path(__file__).with_name("results")
+BENCHMARKS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "local": local,
+    "s3": s3,
+    "memory": memory,
+    "restore": restore,
+    "parse": parse,
+}
+_SIZE_MB = 2500
+_MEMORY_SIZE_MB = 5500
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all without it")
-    parser.add_argument("--size-mb", type=int, help="the database (default 2500; for memory 5500)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size-mb", type=int, help=f"the database (default {_SIZE_MB}; for memory {_MEMORY_SIZE_MB})")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="keeps the databases between runs; otherwise they are removed")
-    parser.add_argument("--barman-python", default=shutil.which("python3.12") or sys.executable)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--barman-python", help="a Python 3.12 or later for Barman (default: one that is found)")
+    parser.add_argument("--discard", action="store_true", help="leave results/ and README.md as they are")
+    parser.add_argument("--json", action="store_true", help="print the results as one JSON document")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHMARKS):
         parser.error(f"no benchmark is named {sorted(unknown)[0]!r}")
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="recovery-bench-", dir="/var/tmp"))
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
     results = {}
     try:
         for name in arguments.names or BENCHMARKS:
             print(f"{name}:", file=sys.stderr)
-            size = arguments.size_mb or (5500 if name == "memory" else 2500)
-            found = BENCHMARKS[name](Bench(folder, size, arguments.rounds, arguments.barman_python))
+            size = arguments.size_mb or (_MEMORY_SIZE_MB if name == "memory" else _SIZE_MB)
+            python = arguments.barman_python or find_barman_python()
+            found = BENCHMARKS[name](Bench(folder, size, arguments.rounds, python))
             results[name] = {
                 "date": f"{datetime.now(UTC):%Y-%m-%d}",
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                "machine": _report.machine(),
+                "command": f"python -m benchmarks {name} --size-mb {size} --rounds {arguments.rounds}",
             } | found
-            RESULTS.mkdir(exist_ok=True)
-            (RESULTS / f"{name}.json").write_text(json.dumps(results[name], indent=2) + "\n")
+            if not arguments.discard:
+                _report.write(name, results[name])
     finally:
         if arguments.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
     if arguments.json:
         print(json.dumps(results, indent=2))
     else:
-        for name, found in results.items():
-            print(f"{name} ({found['size_mb']} MB)")
-            for figure in found["figures"]:
-                print(f"  {figure['name']}: {figure['seconds_median']} s, {figure['peak_rss_mib']} MiB")
-            for ratio, value in found["ratios"].items():
-                print(f"  {ratio}: {value}")
-    return 0
+        print("\n\n".join(_report.table(name, found) for name, found in results.items()))
+    return os.EX_OK
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from benchmarks._processes import files_written, foreign_load, status_bytes, tree
@@ -31,9 +31,9 @@ class Run:
 
     seconds: float
     cpu_seconds: float
-    peak_rss_bytes: int
-    """Of the process, or of the largest of those it waited for."""
     foreign_share: float
+    peak_rss_bytes: int | None = None
+    """What the process itself says (VmHWM). wait4() would also count what this process was when it forked."""
     tree_rss_bytes: int = 0
     """Of the process and all below it at one moment; sampled where asked for, as are the files."""
     files: dict[str, int] = field(default_factory=dict)
@@ -45,7 +45,7 @@ Round = dict[str, Run]
 
 
 def worker(work: str, *arguments: str, environment: Mapping[str, str], inner: bool = False, watch: bool = False) -> Run:
-    """Work of `_worker` in a fresh process. `inner` leaves out its start: `seconds` are then those of the work alone."""
+    """Work of `_worker` in a fresh process. `inner` leaves out its start: `seconds` are those of the work alone."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}/include:{ROOT}"} | dict(environment)
     found = command(
         sys.executable, "-m", "benchmarks._worker", work, *arguments, environment=environment, watch=watch, answers=True
@@ -55,15 +55,13 @@ def worker(work: str, *arguments: str, environment: Mapping[str, str], inner: bo
     return found
 
 
-def command(
-    *arguments: str | Path, environment: Mapping[str, str], watch: bool = False, answers: bool = False
-) -> Run:
+def command(*arguments: str | Path, environment: Mapping[str, str], watch: bool = False, answers: bool = False) -> Run:
     """Run a program to its end, from its start; with `answers` its standard output is one JSON document."""
     os.sync()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as messages, foreign_load() as foreign:
         begun = time.perf_counter()
         process = subprocess.Popen(arguments, env=dict(environment), cwd=ROOT, stdout=output, stderr=messages)
-        with _Watch(process.pid).running(watch) as seen:
+        with _Watch(process.pid, samples=watch) as seen:
             _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begun
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -75,8 +73,8 @@ def command(
     return Run(
         seconds,
         usage.ru_utime + usage.ru_stime,
-        usage.ru_maxrss * 1024,
         foreign.share,
+        answer.get("peak_rss_bytes"),
         seen.tree_rss_bytes,
         seen.files,
         answer,
@@ -98,8 +96,7 @@ def in_turn(contenders: Mapping[str, Contender], *, rounds: int) -> list[Round]:
             _wait_for_quiet()
             this[name] = run = contender()
             print(
-                f"  {name}: {run.seconds:.2f} s, cpu {run.cpu_seconds:.1f} s, {run.peak_rss_bytes / 2**20:.0f} MiB, "
-                f"others {run.foreign_share:.0%}",
+                f"  {name}: {run.seconds:.2f} s, cpu {run.cpu_seconds:.1f} s, others {run.foreign_share:.0%}",
                 file=sys.stderr,
             )
         done.append(this)
@@ -120,9 +117,10 @@ def figure(name: str, runs: Sequence[Run]) -> dict[str, Any]:
         "seconds_min": round(min(seconds), 2),
         "seconds_max": round(max(seconds), 2),
         "cpu_seconds_median": round(statistics.median(run.cpu_seconds for run in runs), 2),
-        "peak_rss_mib": round(max(run.peak_rss_bytes for run in runs) / 2**20),
         "others_share_max": round(max(run.foreign_share for run in runs), 2),
     }
+    if peaks := [run.peak_rss_bytes for run in runs if run.peak_rss_bytes is not None]:
+        found["peak_rss_mib"] = round(max(peaks) / 2**20)
     if tree_rss := max(run.tree_rss_bytes for run in runs):
         found["tree_rss_mib"] = round(tree_rss / 2**20)
     if "bytes" in runs[0].answer:
@@ -160,23 +158,24 @@ def _wait_for_quiet() -> None:
 class _Watch:
     """Samples the memory and the files of a process and all below it while it runs."""
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    def __init__(self, pid: int, *, samples: bool) -> None:
+        self._pid, self._samples = pid, samples
         self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
         self.tree_rss_bytes = 0
         self.files: dict[str, int] = {}
 
-    @contextmanager
-    def running(self, wanted: bool, /) -> Iterator[_Watch]:
-        thread = threading.Thread(target=self._sample)
-        if wanted:
-            thread.start()
-        try:
-            yield self
-        finally:
-            self._ended.set()
-            if wanted:
-                thread.join()
+    def __enter__(self) -> _Watch:
+        if self._samples:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._samples:
+            self._thread.join()
 
     def _sample(self) -> None:
         while not self._ended.wait(_SAMPLE_SECONDS):

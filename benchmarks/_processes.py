@@ -63,7 +63,7 @@ def files_written(pid: int) -> dict[str, int]:
         return {}
     for descriptor in descriptors:
         try:
-            path = os.readlink(descriptor)
+            path = str(descriptor.readlink())
             flags = (_PROC / str(pid) / "fdinfo" / descriptor.name).read_text().split("flags:")[1].split()[0]
             if path.startswith("/") and not path.startswith(("/dev/", "/proc/")) and int(flags, 8) & os.O_ACCMODE:
                 found[path] = descriptor.stat().st_size
@@ -73,7 +73,7 @@ def files_written(pid: int) -> dict[str, int]:
 
 
 def _busy_seconds() -> float:
-    """All cores, without idling and waiting for a disk (proc_stat(5): user nice system idle iowait irq softirq steal)."""
+    """All cores, without idling and waiting for a disk (proc_stat(5))."""
     values = [int(value) for value in (_PROC / "stat").read_text().splitlines()[0].split()[1:9]]
     return (sum(values) - values[3] - values[4]) / _TICKS
 
