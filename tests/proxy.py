@@ -32,6 +32,7 @@ class Proxy:
         self._target = target
         self._closing = False
         self._sockets: set[socket.socket] = set()
+        self._lock = threading.Lock()
 
     @property
     def endpoint(self) -> str:
@@ -49,7 +50,8 @@ class Proxy:
 
     def close(self) -> None:
         """From here on nobody answers."""
-        self._closing = True
+        with self._lock:
+            self._closing = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -57,7 +59,9 @@ class Proxy:
 
     def break_connections(self) -> None:
         """As if a cable were pulled: every connection of the moment is reset."""
-        for each in list(self._sockets):
+        with self._lock:
+            current = list(self._sockets)
+        for each in current:
             self._close(each)
 
     def _accept(self) -> None:
@@ -67,7 +71,15 @@ class Proxy:
                 server = socket.create_connection((LOOPBACK, self._target))
             except OSError:
                 continue
-            self._sockets |= {client, server}
+            with self._lock:
+                # One that is accepted while the proxy closes must not live on.
+                late = self._closing
+                if not late:
+                    self._sockets |= {client, server}
+            if late:
+                client.close()
+                server.close()
+                return
             for forward, one, other in ((self._requests, client, server), (self._answers, server, client)):
                 threading.Thread(target=self._forward, args=(forward, one, other), daemon=True).start()
 
@@ -102,7 +114,8 @@ class Proxy:
             time.sleep(len(data) / self.bytes_per_second)
 
     def _close(self, each: socket.socket) -> None:
-        self._sockets.discard(each)
+        with self._lock:
+            self._sockets.discard(each)
         with contextlib.suppress(OSError):
             each.shutdown(socket.SHUT_RDWR)
         each.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pyrage
 import pytest
@@ -23,7 +25,7 @@ from typer.testing import CliRunner
 
 from lab.objectstore import REGION, SeaweedFS
 from lab.postgres import PostgresServer
-from lab.users import scratch, service_user
+from lab.users import service_user
 from recovery import config
 from recovery.cli._app import app
 from recovery.connections import Connection
@@ -222,8 +224,20 @@ def make_site(folder: Path, server: PostgresServer | None, *, repository: Mappin
 @contextmanager
 def new_folder() -> Iterator[Path]:
     """A directory that the user who runs PostgreSQL can reach, which `tmp_path` is not where the caller is root."""
-    with scratch("recovery-test-") as folder:
+    folder = Path(tempfile.mkdtemp(prefix="recovery-test-", dir=_place()))
+    folder.chmod(0o755)
+    try:
         yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _place() -> str:
+    """Memory, where there is plenty: ext4 is slow to make files where many have just been deleted, as tests do."""
+    shared, needed = Path("/dev/shm"), 4 << 30
+    if shared.is_dir() and min(shutil.disk_usage(shared).free, psutil.virtual_memory().available) > needed:
+        return str(shared)
+    return "/tmp"
 
 
 @contextmanager

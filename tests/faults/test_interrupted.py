@@ -374,6 +374,8 @@ def test_the_server_of_a_killed_drill_dies_with_it_and_the_next_drill_clears_its
         process.communicate()
         _, alive = psutil.wait_procs(servers, timeout=10)
         assert not alive
-    assert len(list((site.folder / "sandbox").iterdir())) == 1
+    ((remains, socket),) = [(path, (path / "socket").readlink()) for path in (site.folder / "sandbox").iterdir()]
+    assert socket.is_dir()
     assert site.json("drill", "app038")["verdict"] == "ok"
+    assert not socket.exists() and not remains.exists()
     assert list((site.folder / "sandbox").iterdir()) == []

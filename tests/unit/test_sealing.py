@@ -10,6 +10,8 @@ from dataclasses import replace
 import pyrage
 import pytest
 import zstandard
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +24,7 @@ from recovery.repository.sealing import (
     SealingWriter,
     check_stored,
     parse_identities,
+    parse_recipient,
     seal_bytes,
     unseal,
     unseal_bytes,
@@ -277,6 +280,17 @@ def test_a_key_file_with_comments_and_several_identities_is_read() -> None:
         str(RECIPIENT),
         str(other.to_public()),
     ]
+
+
+def test_ssh_keys_are_recipients_and_identities_too() -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    ).decode()
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    store = MemoryStore()
+    sealed = seal_bytes(store, "object", b"secret", recipients=[parse_recipient(public)])
+    assert unseal_bytes(store, sealed, identities=parse_identities(private, where="f")) == b"secret"
 
 
 def test_progress_counts_every_stored_byte_once() -> None:

@@ -35,6 +35,8 @@ from recovery.postgres.server import SandboxServer
 from recovery.repository.catalog import Backup
 from recovery.repository.verify import Verdict, worst
 
+_SOCKET = "socket"
+
 Progress = Callable[[str, int, int | None], None]
 """Called with the phase, the bytes done and the bytes expected (None: not known)."""
 
@@ -120,6 +122,8 @@ class _Run:
                     preload=settings.preload,
                 )
             )
+            # Where the next drill finds it, if this one is killed.
+            (folder / _SOCKET).symlink_to(server.socket_folder)
             keep = stack.pop_all()
         # What a recovery under pressure would wait for: everything up to here but the extra reading of every file.
         self.rto_seconds = round(time.monotonic() - begun - checking, 3)
@@ -249,6 +253,8 @@ def _sweep(parent: Path) -> None:
         if folder.is_dir() and (folder / "drill.lock").exists():
             lock = _lock(folder)
             if lock is not None:
+                if (folder / _SOCKET).is_symlink():
+                    shutil.rmtree((folder / _SOCKET).readlink(), ignore_errors=True)
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(lock)
 
