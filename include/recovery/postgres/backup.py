@@ -18,7 +18,7 @@ from recovery.manifest import FORMAT_VERSION, Maker, Manifest, Server, StoredObj
 from recovery.postgres import base, dump, inspect
 from recovery.repository import catalog, layout
 from recovery.repository.catalog import Backup
-from recovery.repository.heap import give_back_large_buffers
+from recovery.repository.heap import share_one_heap
 from recovery.repository.lease import Lease
 from recovery.repository.sealing import parse_recipient
 from recovery.repository.store import ObjectStore
@@ -57,7 +57,7 @@ def take(source: Source, kind: Kind, *, progress: Progress = lambda what, done, 
     StoreError when the copy fails. Whatever is raised, nothing is committed and no upload is left open.
     """
     started = time.monotonic()
-    give_back_large_buffers()
+    share_one_heap()
     server = inspect.inspect(source.connection)
     tools = _preflight(source, server, kind)
     source.store.check()

@@ -1,7 +1,8 @@
 """A repository in S3 or a compatible store, through boto3: multipart uploads, Object Lock, conditional writes.
 
-Every upload carries SHA-256 checksums which the store verifies before it acknowledges (S3 User Guide, "Checking object
-integrity"). Retries of single requests are botocore's, in its standard mode.
+Every upload carries a checksum which the store verifies before it acknowledges (S3 User Guide, "Checking object
+integrity"): SHA-256 for small objects, CRC-32 for the parts of large ones, whose SHA-256 the manifest keeps. Retries of
+single requests are botocore's, in its standard mode.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import base64
 import contextlib
 import hashlib
 import threading
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -66,7 +68,7 @@ def client_config() -> Config:
         read_timeout=60,
         retries={"mode": "standard", "total_max_attempts": 6},
         max_pool_connections=16,
-        # The checksum of a body is a signed header, which binds the body already: hashing it again signs nothing more.
+        # The checksum of a body is a signed header: hashing the body once more would guard it no better in transit.
         s3={"addressing_style": "path", "payload_signing_enabled": False},
     )
 
@@ -118,7 +120,7 @@ class S3Store:
             self._client.put_object(
                 **self._at(key),
                 Body=data,
-                ChecksumSHA256=_checksum(data),
+                ChecksumSHA256=_sha256(data),
                 **condition,
                 **(self._lock() if locked else {}),
             )
@@ -331,7 +333,7 @@ class _MultipartUpload:
     def _begin(self) -> None:
         with self._store._explained(self._key):
             answer = self._store._client.create_multipart_upload(
-                **self._store._at(self._key), ChecksumAlgorithm="SHA256", **self._store._lock()
+                **self._store._at(self._key), ChecksumAlgorithm="CRC32", **self._store._lock()
             )
         self._id = answer["UploadId"]
         first, self._first = self._first, None
@@ -349,12 +351,12 @@ class _MultipartUpload:
         self._flying.append(future)
 
     def _put_part(self, number: int, data: bytes) -> dict[str, Any]:
-        checksum = _checksum(data)
+        checksum = _crc32(data)
         with self._store._explained(self._key):
             answer = self._store._client.upload_part(
-                **self._store._at(self._key), UploadId=self._id, PartNumber=number, Body=data, ChecksumSHA256=checksum
+                **self._store._at(self._key), UploadId=self._id, PartNumber=number, Body=data, ChecksumCRC32=checksum
             )
-        return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
+        return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32": checksum}
 
     def _collect(self) -> None:
         self._done.append(self._flying[0].result())
@@ -402,5 +404,13 @@ class _ResumingReader:
         return answer["Body"]
 
 
-def _checksum(data: bytes) -> str:
-    return base64.b64encode(hashlib.sha256(data).digest()).decode()
+def _sha256(data: bytes) -> str:
+    return _base64(hashlib.sha256(data).digest())
+
+
+def _crc32(data: bytes) -> str:
+    return _base64(zlib.crc32(data).to_bytes(4, "big"))
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()

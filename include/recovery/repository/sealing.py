@@ -121,6 +121,11 @@ class SealingWriter:
 
     def write(self, data: bytes | memoryview, /) -> None:
         """Add content; blocks while the store is slower than the source."""
+        self._bytes += len(data)
+        self._hash.update(data)
+        if self._compressor is not None:
+            self._pipe.put(self._compressor.compress(data))
+            return
         self._batch.append(data)
         self._batched += len(data)
         if self._batched >= _BATCH_BYTES:
@@ -129,8 +134,9 @@ class SealingWriter:
     def commit(self) -> Sealed:
         """Finish the object and say what it is. On an error the upload is aborted."""
         try:
-            self._flush()
-            if self._compressor is not None:
+            if self._compressor is None:
+                self._flush()
+            else:
                 self._pipe.put(self._compressor.flush())
             self._pipe.close()
             self._thread.join()
@@ -155,12 +161,9 @@ class SealingWriter:
         self._sink.upload.abort()
 
     def _flush(self) -> None:
-        data = b"".join(self._batch)
+        self._pipe.put(b"".join(self._batch))
         self._batch.clear()
         self._batched = 0
-        self._bytes += len(data)
-        self._hash.update(data)
-        self._pipe.put(data if self._compressor is None else self._compressor.compress(data))
 
     def _seal(self) -> None:
         try:
@@ -183,7 +186,7 @@ class _Pipe:
         self._closed = False
         self._failure: BaseException | None = None
         self._change = threading.Condition()
-        self._current = memoryview(b"")
+        self._current, self._position = b"", 0
 
     def put(self, data: bytes) -> None:
         if not data:
@@ -211,11 +214,10 @@ class _Pipe:
             raise self._failure
 
     def read(self, size: int) -> bytes:
-        if not self._current:
-            self._current = memoryview(self._next())
-        piece = self._current[:size]
-        self._current = self._current[size:]
-        return bytes(piece)
+        if self._position >= len(self._current):
+            self._current, self._position = self._next(), 0
+        begin, self._position = self._position, self._position + size
+        return self._current[begin : self._position]
 
     def _next(self) -> bytes:
         with self._change:
