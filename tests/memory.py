@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from threading import Lock
 
@@ -21,6 +21,7 @@ class MemoryStore:
     def __init__(self, *, part_size: int = 64 * 1024, before: Hook = lambda operation, key: None) -> None:
         self.part_size, self.before = part_size, before
         self.objects: dict[str, tuple[bytes, datetime]] = {}
+        self.metadata: dict[str, dict[str, str]] = {}
         self.open_uploads = 0
         self.clock = datetime(2026, 11, 23, 2, tzinfo=UTC)
         self._lock = Lock()
@@ -28,12 +29,21 @@ class MemoryStore:
     def pass_seconds(self, seconds: float) -> None:
         self.clock += timedelta(seconds=seconds)
 
-    def put(self, key: str, data: bytes, *, only_if_absent: bool = False, locked: bool = True) -> None:
+    def put(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        only_if_absent: bool = False,
+        locked: bool = True,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         self.before("put-if-absent" if only_if_absent else "put", key)
         with self._lock:
             if only_if_absent and key in self.objects:
                 raise ObjectExists("an object of this name exists already", where=f"memory/{key}")
             self.objects[key] = (data, self.clock)
+            self.metadata[key] = dict(metadata or {})
 
     def upload(self, key: str, *, size_limit: int) -> MemoryUpload:
         self.before("upload", key)
@@ -50,7 +60,7 @@ class MemoryStore:
     def head(self, key: str) -> ObjectInfo:
         self.before("head", key)
         data, modified = self._find(key)
-        return ObjectInfo(key, len(data), modified)
+        return ObjectInfo(key, len(data), modified, self.metadata.get(key, {}))
 
     def scan(self, prefix: str) -> Iterator[ObjectInfo]:
         self.before("scan", prefix)

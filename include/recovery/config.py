@@ -23,16 +23,16 @@ DEFAULT_PATH = Path(__file__).resolve().parent.parent / "config" / "recovery.yam
 SUPPORTED_MAJORS = (15, 16, 17, 18)
 
 _SECRET_PREFIX = "AGE-SECRET-KEY-"
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _duration(value: object) -> object:
-    """'15m', '6h', '1h30m', '2d' → timedelta."""
+    """'500ms', '15m', '6h', '1h30m', '2d' → timedelta."""
     if not isinstance(value, str):
         return value
-    parts = re.findall(r"(\d+)([smhd])", value)
+    parts = re.findall(r"(\d+)(ms|[smhd])", value)
     if not parts or "".join(number + unit for number, unit in parts) != value:
-        raise ValueError("not a duration: write a number and s, m, h or d, as in 15m or 1h30m")
+        raise ValueError("not a duration: write a number and ms, s, m, h or d, as in 15m or 1h30m")
     return timedelta(seconds=sum(int(number) * _UNITS[unit] for number, unit in parts))
 
 
@@ -64,6 +64,12 @@ def _recipient(value: str) -> str:
         raise ValueError(
             "not an age recipient: age1... (age-keygen -y KEYFILE) or an ssh-ed25519 / ssh-rsa key"
         ) from None
+    return value
+
+
+def _slot_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_]{1,63}", value):
+        raise ValueError("a slot's name is 1 to 63 lower-case letters, digits and _")
     return value
 
 
@@ -127,6 +133,21 @@ class BaseBackupOptions(_Strict):
     checkpoint: Literal["fast", "spread"] = "fast"
 
 
+class IncrementalOptions(_Strict):
+    max_chain: Annotated[int, Field(ge=1, le=1000)] = 12
+    """Incrementals on one full backup; the next one becomes a full."""
+
+
+class WalOptions(_Strict):
+    """Continuous WAL: present means that it is archived."""
+
+    slot: Annotated[str, AfterValidator(_slot_name)] = "recovery"
+    interval: Duration = timedelta(seconds=1)
+    """The longest that received WAL waits before it is uploaded."""
+    give_up_gib: Annotated[int, Field(ge=1)] | None = None
+    """Drop the slot when it retains more WAL than this; None: when the server's disk would be the price."""
+
+
 class DumpOptions(_Strict):
     jobs: Annotated[int, Field(ge=1, le=32)] = 2
     exclude_databases: list[str] = []
@@ -137,6 +158,21 @@ class DrillOptions(_Strict):
     """Reads the source's rows to compare them with; without it the system's own connection does."""
 
 
+class Retention(_Strict):
+    """What is kept; a backup that any of these wants stays. Without any, everything does."""
+
+    window: Duration | None = None
+    """Every moment of this long back can be restored."""
+    fulls: Annotated[int, Field(ge=1)] | None = None
+    dumps: Annotated[int, Field(ge=1)] | None = None
+    daily: Annotated[int, Field(ge=0)] = 0
+    weekly: Annotated[int, Field(ge=0)] = 0
+    monthly: Annotated[int, Field(ge=0)] = 0
+    yearly: Annotated[int, Field(ge=0)] = 0
+    orphans_after: Duration = timedelta(days=1)
+    """Objects that no manifest names are swept when they are older than this."""
+
+
 class Objectives(_Strict):
     rto: Duration | None = None
 
@@ -145,7 +181,10 @@ class PostgresSystem(_Strict):
     connection: ConnectionId
     repository: str
     base: BaseBackupOptions = BaseBackupOptions()
+    incremental: IncrementalOptions = IncrementalOptions()
     dump: DumpOptions = DumpOptions()
+    wal: WalOptions | None = None
+    retention: Retention = Retention()
     tools: dict[int, Path] = {}
     preload: list[str] = []
     """Libraries that a sandbox server must preload to open this cluster; any other one stays out of it."""

@@ -212,3 +212,14 @@ def test_an_object_that_is_deleted_during_a_scan_is_no_error(store: ObjectStore)
     assert next(scanning).key == "leases/0"
     store.delete("leases/1")
     assert [info.key for info in scanning][-1] == "leases/2"
+
+
+def test_metadata_stays_with_an_object_and_goes_with_it(store: ObjectStore) -> None:
+    store.put("wal/segment", b"x", only_if_absent=True, metadata={"sealed-hash": "abc"})
+    assert store.head("wal/segment").metadata == {"sealed-hash": "abc"}
+    with pytest.raises(ObjectExists):
+        store.put("wal/segment", b"y", only_if_absent=True, metadata={"sealed-hash": "def"})
+    assert store.head("wal/segment").metadata == {"sealed-hash": "abc"}
+    assert [info.key for info in store.scan("")] == ["wal/segment"] and store.folders("") == ["wal"]
+    store.put("other", b"x")
+    assert store.head("other").metadata == {}

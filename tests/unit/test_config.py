@@ -160,7 +160,7 @@ def test_what_is_left_out_has_a_default() -> None:
         ),
         pytest.param(
             put("postgres/app038/objectives/rto", "a quarter"),
-            "recovery.yaml: postgres.app038.objectives.rto: not a duration -> write a number and s, m, h or d, as in 15m or 1h30m",
+            "recovery.yaml: postgres.app038.objectives.rto: not a duration -> write a number and ms, s, m, h or d, as in 15m or 1h30m",
             id="bad-duration",
         ),
         pytest.param(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recovery import manifest
-from recovery.errors import ConfigurationError, FormatError, ObjectMissing, RecoveryError
+from recovery.errors import ConfigurationError, FormatError, ObjectMissing, PreconditionError, RecoveryError
 from recovery.manifest import Manifest
 from recovery.repository import layout
 from recovery.repository.sealing import Sealed
@@ -58,6 +58,18 @@ class Catalog:
     def newest(self, *kinds: str) -> Backup | None:
         return next((backup for backup in reversed(self.backups) if backup.manifest.kind in kinds), None)
 
+    def chain(self, backup: Backup) -> tuple[Backup, ...]:
+        """What a restore of this backup needs, the full first; raises PreconditionError when a member is gone."""
+        known = {each.id: each for each in self.backups if each.folder.startswith(_system(backup))}
+        missing = [identifier for identifier in backup.manifest.chain if identifier not in known]
+        if missing:
+            raise PreconditionError(
+                f"it needs {missing[0]}, which is not in the repository",
+                where=backup.id,
+                remedy="restore another backup; the next incremental run takes a full one",
+            )
+        return (*(known[identifier] for identifier in backup.manifest.chain), backup)
+
     def find(self, identifier: str) -> Backup:
         """The backup with this id; raises ConfigurationError that names the nearest thing to do."""
         for backup in self.backups:
@@ -70,6 +82,10 @@ class Catalog:
         raise ConfigurationError(
             "no backup has this id", where=identifier, remedy=f"choose one of `recovery list`; the newest: {ids}"
         )
+
+
+def _system(backup: Backup) -> str:
+    return backup.folder.partition("/backups/")[0] + "/"
 
 
 def read(store: ObjectStore, name: str) -> Catalog:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +18,8 @@ from recovery.repository.store import ObjectInfo
 PART_SIZE = 1 << 20
 _WRITEBACK_BYTES = 16 << 20
 _STAGING = ".uploads"
+_METADATA = ".metadata"
+_OWN = {_STAGING, _METADATA}
 
 
 class DirectoryStore:
@@ -28,7 +32,17 @@ class DirectoryStore:
     def description(self) -> str:
         return str(self.root)
 
-    def put(self, key: str, data: bytes, *, only_if_absent: bool = False, locked: bool = True) -> None:
+    def put(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        only_if_absent: bool = False,
+        locked: bool = True,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        if metadata:
+            self._keep_metadata(key, metadata, only_if_absent=only_if_absent)
         with _explained(key, self.description):
             upload = _FileUpload(self, key)
             try:
@@ -51,12 +65,16 @@ class DirectoryStore:
 
     def head(self, key: str) -> ObjectInfo:
         with _explained(key, self.description):
-            return _info(key, self.path(key))
+            info = _info(key, self.path(key))
+        try:
+            return replace(info, metadata=json.loads(self.get(f"{_METADATA}/{key}")))
+        except ObjectMissing:
+            return info
 
     def scan(self, prefix: str) -> Iterator[ObjectInfo]:
         base = self.root / prefix.rpartition("/")[0]
         with _explained(prefix, self.description):
-            paths = [path for path in base.rglob("*") if path.is_file() and _STAGING not in path.parts]
+            paths = [path for path in base.rglob("*") if path.is_file() and not _OWN.intersection(path.parts)]
             keys = sorted((path.relative_to(self.root).as_posix(), path) for path in paths)
             for key, path in keys:
                 if key.startswith(prefix):
@@ -68,11 +86,12 @@ class DirectoryStore:
         base = self.root / prefix
         if not base.is_dir():
             return []
-        return sorted(entry.name for entry in base.iterdir() if entry.is_dir() and entry.name != _STAGING)
+        return sorted(entry.name for entry in base.iterdir() if entry.is_dir() and entry.name not in _OWN)
 
     def delete(self, key: str) -> None:
         with _explained(key, self.description):
             self.path(key).unlink(missing_ok=True)
+            self.path(f"{_METADATA}/{key}").unlink(missing_ok=True)
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -82,6 +101,12 @@ class DirectoryStore:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
+
+    def _keep_metadata(self, key: str, metadata: Mapping[str, str], *, only_if_absent: bool) -> None:
+        """In a file of its own, written first: an object never stands without it."""
+        if only_if_absent and self.path(key).exists():
+            raise ObjectExists("an object of this name exists already", where=f"{self.description}/{key}")
+        self.put(f"{_METADATA}/{key}", json.dumps(dict(metadata)).encode())
 
     def path(self, key: str) -> Path:
         return self.root / key

@@ -32,6 +32,10 @@ def backup_folder(name: str, system_identifier: str, identifier: str) -> str:
     return f"{backups_folder(name, system_identifier)}{identifier}/"
 
 
+def wal_folder(name: str, system_identifier: str) -> str:
+    return f"{system_folder('postgres', name)}{system_identifier}/wal/"
+
+
 def volume(number: int) -> str:
     return f"volumes/{number:05d}.tar.zst.age"
 

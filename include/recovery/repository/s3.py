@@ -13,7 +13,7 @@ import hashlib
 import threading
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -114,13 +114,22 @@ class S3Store:
     def description(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}"
 
-    def put(self, key: str, data: bytes, *, only_if_absent: bool = False, locked: bool = True) -> None:
+    def put(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        only_if_absent: bool = False,
+        locked: bool = True,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if only_if_absent else {}
         with self._explained(key):
             self._client.put_object(
                 **self._at(key),
                 Body=data,
                 ChecksumSHA256=_sha256(data),
+                Metadata=dict(metadata or {}),
                 **condition,
                 **(self._lock() if locked else {}),
             )
@@ -138,7 +147,7 @@ class S3Store:
     def head(self, key: str) -> ObjectInfo:
         with self._explained(key):
             answer = self._client.head_object(**self._at(key))
-        return ObjectInfo(key=key, size=answer["ContentLength"], modified=answer["LastModified"])
+        return ObjectInfo(key, answer["ContentLength"], answer["LastModified"], answer.get("Metadata", {}))
 
     def scan(self, prefix: str) -> Iterator[ObjectInfo]:
         pages = self._client.get_paginator("list_objects_v2")

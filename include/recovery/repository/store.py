@@ -5,8 +5,8 @@ Implementations: s3.py and directory.py. Keys are slash-separated and relative t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
@@ -15,11 +15,15 @@ from recovery.errors import ConditionsUnsupported, ObjectExists, ObjectMissing
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One stored object: its key, its size in bytes, and when the store says it was written."""
+    """One stored object: its key, its size in bytes, and when the store says it was written.
+
+    `metadata` is what its put() was given; only head() fills it in.
+    """
 
     key: str
     size: int
     modified: datetime
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reader(Protocol):
@@ -50,10 +54,19 @@ class ObjectStore(Protocol):
     def description(self) -> str:
         """The store as a person names it: s3://bucket/prefix or a directory."""
 
-    def put(self, key: str, data: bytes, *, only_if_absent: bool = False, locked: bool = True) -> None:
+    def put(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        only_if_absent: bool = False,
+        locked: bool = True,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Write a small object whole. With `only_if_absent` an existing one raises ObjectExists.
 
-        `locked=False` leaves out Object Lock, for what is temporary by nature (leases).
+        `locked=False` leaves out Object Lock, for what is temporary by nature (leases, pieces of WAL). `metadata` is
+        kept with the object: ASCII, lower-case names.
         """
 
     def upload(self, key: str, *, size_limit: int) -> Upload:
