@@ -53,7 +53,7 @@ def table(name: str, result: dict[str, Any]) -> str:
     ]
     for figure in result["figures"]:
         cells = (
-            figure["name"],
+            _escaped(figure["name"]),
             f"{figure['seconds_median']:.2f}",
             f"{figure['seconds_min']:.2f} to {figure['seconds_max']:.2f}",
             f"{figure['cpu_seconds_median']:.1f}",
@@ -68,5 +68,10 @@ def table(name: str, result: dict[str, Any]) -> str:
         spread = f"{entry['min']} to {entry['max']}" if "min" in entry else ""
         goal = "" if entry["goal"] is None else f"≤ {entry['goal']}"
         holds = {True: "yes", False: "**no**", None: ""}[entry["holds"]]
-        lines.append(f"| {entry['name']} | {entry['value']} | {spread} | {goal} | {holds} |")
+        lines.append(f"| {_escaped(entry['name'])} | {entry['value']} | {spread} | {goal} | {holds} |")
     return "\n".join(lines)
+
+
+def _escaped(name: str) -> str:
+    """A pipe in a name would end the table's cell."""
+    return name.replace("|", "\\|")
