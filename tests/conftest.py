@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
@@ -15,6 +16,9 @@ from lab import app038
 from lab.objectstore import SeaweedFS
 from lab.postgres import PostgresServer
 from tests.support import Site, make_site, new_folder, s3_connection
+
+# A job of a shell's background ignores SIGINT, and so would every command that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MAJORS = (15, 17, 18)
 SIZE_MB = 4
