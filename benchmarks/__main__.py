@@ -20,6 +20,7 @@ from benchmarks.memory import memory
 from benchmarks.parse import parse
 from benchmarks.restore import restore
 from benchmarks.s3 import find_barman_python, s3
+from benchmarks.wal import backlog, recovery_point
 
 BENCHMARKS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "local": local,
@@ -27,15 +28,17 @@ BENCHMARKS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "memory": memory,
     "restore": restore,
     "parse": parse,
+    "wal-backlog": backlog,
+    "recovery-point": recovery_point,
 }
 _SIZE_MB = 2500
-_MEMORY_SIZE_MB = 5500
+_OTHER_SIZES_MB = {"memory": 5500, "wal-backlog": 5120}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all without it")
-    parser.add_argument("--size-mb", type=int, help=f"the database (default {_SIZE_MB}; for memory {_MEMORY_SIZE_MB})")
+    parser.add_argument("--size-mb", type=int, help=f"the database (default {_SIZE_MB}; others: {_OTHER_SIZES_MB})")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="keeps the databases between runs; otherwise they are removed")
     parser.add_argument("--barman-python", help="a Python 3.12 or later for Barman (default: one that is found)")
@@ -52,7 +55,7 @@ def main() -> int:
     try:
         for name in arguments.names or BENCHMARKS:
             print(f"{name}:", file=sys.stderr)
-            size = arguments.size_mb or (_MEMORY_SIZE_MB if name == "memory" else _SIZE_MB)
+            size = arguments.size_mb or _OTHER_SIZES_MB.get(name, _SIZE_MB)
             python = arguments.barman_python or find_barman_python()
             found = BENCHMARKS[name](Bench(folder, size, arguments.rounds, python))
             results[name] = {

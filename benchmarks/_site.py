@@ -14,7 +14,13 @@ from lab.postgres import SUPERUSER, PostgresServer
 
 
 def site(
-    folder: Path, server: PostgresServer, *, where: str, objects: SeaweedFS | None = None, prefix: str = "bench"
+    folder: Path,
+    server: PostgresServer,
+    *,
+    where: str,
+    objects: SeaweedFS | None = None,
+    prefix: str = "bench",
+    wal: bool = False,
 ) -> dict[str, str]:
     """Write recovery.yaml below `folder` and return the environment of a process that uses it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,6 +38,7 @@ def site(
                 "repository": "primary",
                 "base": {"compression": {"where": where, "level": 1, "workers": 2}},
                 "tools": {server.major: str(server.bindir)},
+                **({"wal": {}} if wal else {}),
             }
         },
         "sandbox": {"user": server.user.name if server.user else None},

@@ -16,9 +16,12 @@ import zstandard
 from benchmarks._processes import status_bytes
 from recovery import config
 from recovery.installation import Installation
-from recovery.postgres import backup, inspect, owner, restore
+from recovery.postgres import backup, inspect, owner, restore, tools
 from recovery.postgres import verify as postgres_verify
 from recovery.postgres.replication import BaseBackup, StreamOptions
+from recovery.postgres.wal import stream
+from recovery.postgres.wal.positions import parse_lsn
+from recovery.postgres.wal.receiver import Progress
 from recovery.repository import catalog
 from recovery.repository.verify import Level, Verdict
 
@@ -63,15 +66,33 @@ def dump() -> int:
     return backup.take(Installation(config.load()).source(SYSTEM), "dump").manifest.stored_bytes
 
 
+def wal(end: str) -> int:
+    """Stream until everything before `end` is stored."""
+    wanted = parse_lsn(end)
+    reached = Progress()
+
+    def tick(progress: Progress) -> None:
+        nonlocal reached
+        reached = progress
+
+    stream.stream(
+        lambda: Installation(config.load()).source(SYSTEM), stop=lambda: reached.received >= wanted, tick=tick
+    )
+    store = Installation(config.load()).store_of(SYSTEM)
+    return sum(info.size for info in store.scan("postgres/"))
+
+
 def restored(target: str) -> int:
     installation = Installation(config.load())
-    store = installation.store_of(SYSTEM)
+    newest = _newest(installation)
+    settings = installation.configuration.postgres_system(SYSTEM)
     done = restore.restore_base(
-        store,
-        _newest(installation),
+        installation.store_of(SYSTEM),
+        [newest],
         Path(target),
         identities=installation.identities(),
         tablespaces={},
+        tools=tools.find(newest.manifest.server.major, configured=settings.tools),
         owner=owner.choose(installation.configuration.sandbox.user),
     )
     return done.fetched_bytes
@@ -97,6 +118,7 @@ WORK: dict[str, Callable[..., int]] = {
     "base": base,
     "dump": dump,
     "restore": restored,
+    "wal": wal,
     "verify": verified,
 }
 

@@ -2,6 +2,9 @@
 
 **When it is red**: open the red task's log; its last line says what failed, where, and what to do. Nothing half-made
 counts: a backup exists only when its manifest was written. Clear the task, or trigger the DAG again.
+
+A server sends one base backup at a time, whichever DAG or person asks for it: the lease in the repository sees to
+that. An Airflow pool would have to be made for each system, and would not know of backups taken with the command.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Restore the newest full backup of each PostgreSQL system in isolation, check every row, and keep the evidence.
+"""Restore the newest full or incremental backup of each PostgreSQL system in isolation, check every row, keep evidence.
 
 **When it is red**: the backup did not prove itself, or the drill could not run; the task's last line says which. The
 evidence in the repository has every check and its finding. A backup that failed its drill is not to be relied on:
@@ -40,7 +40,7 @@ def drill(system: str, params: dict[str, Any] | None = None) -> Any:
             title="Systems",
             description="Names from recovery.yaml, one a line. Empty: all of them.",
         ),
-        "to": Param("latest", type="string", title="Backup", description="`latest`, or the id of a full backup."),
+        "to": Param("latest", type="string", title="Backup", description="`latest`, or the id of a base backup."),
     },
     tags=["recovery", "postgres", "drill"],
     doc_md=__doc__,

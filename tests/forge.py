@@ -59,6 +59,17 @@ def with_member(name: str, content: bytes = b"evil") -> Change:
     return change
 
 
+def without_member(name: str) -> Change:
+    """The tar without one of its files."""
+
+    def change(data: bytes) -> bytes:
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            info = tar.getmember(name)
+        return data[: info.offset] + data[info.offset_data + info.size + -info.size % 512 :]
+
+    return change
+
+
 def with_flipped_bit_in(member: str) -> Change:
     """The tar with one bit of one file's content changed."""
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from threading import Lock
 
 from recovery.errors import ObjectExists, ObjectMissing
-from recovery.repository.store import ObjectInfo
+from recovery.repository.store import ObjectInfo, Unfinished
 
 Hook = Callable[[str, str], None]
 
@@ -22,9 +22,14 @@ class MemoryStore:
         self.part_size, self.before = part_size, before
         self.objects: dict[str, tuple[bytes, datetime]] = {}
         self.metadata: dict[str, dict[str, str]] = {}
-        self.open_uploads = 0
+        self.locks: dict[str, datetime] = {}
+        self.uploads: list[Unfinished] = []
         self.clock = datetime(2026, 11, 23, 2, tzinfo=UTC)
         self._lock = Lock()
+
+    @property
+    def open_uploads(self) -> int:
+        return len(self.uploads)
 
     def pass_seconds(self, seconds: float) -> None:
         self.clock += timedelta(seconds=seconds)
@@ -60,7 +65,7 @@ class MemoryStore:
     def head(self, key: str) -> ObjectInfo:
         self.before("head", key)
         data, modified = self._find(key)
-        return ObjectInfo(key, len(data), modified, self.metadata.get(key, {}))
+        return ObjectInfo(key, len(data), modified, self.metadata.get(key, {}), self.locks.get(key))
 
     def scan(self, prefix: str) -> Iterator[ObjectInfo]:
         self.before("scan", prefix)
@@ -74,7 +79,11 @@ class MemoryStore:
 
     def delete(self, key: str) -> None:
         self.before("delete", key)
+        assert self.locks.get(key, self.clock) <= self.clock, f"{key} is locked"
         self.objects.pop(key, None)
+
+    def unfinished(self, prefix: str) -> list[Unfinished]:
+        return [upload for upload in self.uploads if upload.key.startswith(prefix)]
 
     def now(self) -> datetime:
         return self.clock
@@ -94,8 +103,8 @@ class MemoryUpload:
         self.part_size = store.part_size
         self._store, self._key = store, key
         self._parts: list[bytes] = []
-        self._open = True
-        store.open_uploads += 1
+        self._entry = Unfinished(key, store.clock, self.abort)
+        store.uploads.append(self._entry)
 
     def write_part(self, data: bytes, /) -> None:
         self._store.before("part", self._key)
@@ -110,6 +119,5 @@ class MemoryUpload:
         self._close()
 
     def _close(self) -> None:
-        if self._open:
-            self._open = False
-            self._store.open_uploads -= 1
+        if self._entry in self._store.uploads:
+            self._store.uploads.remove(self._entry)

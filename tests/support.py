@@ -34,7 +34,7 @@ from recovery.installation import Installation
 from recovery.manifest import Manifest
 from recovery.postgres import backup as backups
 from recovery.postgres import owner as owners
-from recovery.postgres import tools
+from recovery.postgres import restore, tools
 from recovery.postgres.server import SandboxServer
 from recovery.repository import catalog
 from recovery.repository.catalog import Backup
@@ -174,6 +174,17 @@ class Site:
 
     def backup(self, kind: backups.Kind = "full") -> Backup:
         return backups.take(self.installation().source("app038"), kind)
+
+    def restore(self, made: Backup, pgdata: Path, *, tablespaces: Mapping[int, Path], **options: Any) -> None:
+        """With what the backup builds on, for the user who runs PostgreSQL."""
+        restore.restore_base(
+            *(self.store(), self.catalog().chain(made), pgdata),
+            identities=[self.identity],
+            tablespaces=tablespaces,
+            tools=self.tools(made.manifest),
+            owner=OWNER,
+            **options,
+        )
 
     def catalog(self) -> catalog.Catalog:
         return catalog.read(self.store(), "app038")

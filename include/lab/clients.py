@@ -69,6 +69,7 @@ def configuration(lab: Lab) -> dict[str, object]:
                 "connection": "app038_postgres",
                 "repository": "primary",
                 "tools": {lab.app038.major: str(lab.app038.bindir)},
+                "wal": {},
                 "objectives": {"rto": "15m"},
             }
         },

@@ -1,4 +1,4 @@
-"""The demo: Airflow backs up a live Postgres into S3, restores it in isolation, and proves the rows equal."""
+"""The demo: Airflow backs up a live Postgres into S3 and proves it; then a table is dropped, and brought back."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from lab.airflow import Airflow
 from lab.clients import installation_of
+from lab.demo_moment import destroy_and_restore
 from lab.demo_report import page, table
 from lab.errors import LabError
 from lab.system import Lab
@@ -43,8 +44,13 @@ def run(root: Path, *, size_mb: int, say: Callable[[str], None]) -> int:
         backup = _follow(lab.airflow, "postgres_full_backup", say)
         say("Airflow restores the backup in isolation and compares every row with the source")
         drill = _follow(lab.airflow, "restore_drill", say)
-        report = _report(lab, [backup, drill], seconds=time.monotonic() - begun)
-        for run_ in (backup, drill):
+        say("Airflow backs up what has changed since")
+        incremental = _follow(lab.airflow, "postgres_incremental_backup", say)
+        say("An accident, while Airflow streams the WAL")
+        accident = destroy_and_restore(lab, SYSTEM, say)
+        runs = [backup, drill, incremental]
+        report = _report(lab, runs, accident, seconds=time.monotonic() - begun)
+        for run_ in runs:
             _show_failures(lab.airflow, run_, say)
     (root / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     (root / "report.html").write_text(page(report))
@@ -81,7 +87,7 @@ def _show_failures(airflow: Airflow, run_: DagRun, say: Callable[[str], None]) -
             say(f"{run_.dag} {task['task_id']} failed; the end of its log:\n" + "\n".join(text.splitlines()[-15:]))
 
 
-def _report(lab: Lab, runs: list[DagRun], *, seconds: float) -> dict[str, Any]:
+def _report(lab: Lab, runs: list[DagRun], accident: dict[str, Any], *, seconds: float) -> dict[str, Any]:
     """What the repository holds now, not what a job said; `ok` only if everything is there and held."""
     store = installation_of(lab).store_of(SYSTEM)
     found = catalog.read(store, SYSTEM)
@@ -90,13 +96,15 @@ def _report(lab: Lab, runs: list[DagRun], *, seconds: float) -> dict[str, Any]:
     kinds = {backup.manifest.kind for backup in found.backups}
     compared = [entry for entry in newest.get("tables", []) if entry["verdict"] == "ok"]
     held = {
-        "both DAG runs succeeded": all(run_.state == "success" for run_ in runs),
-        "the repository holds a base backup and a dump": kinds == {"full", "dump"} and not found.problems,
+        "all DAG runs succeeded": all(run_.state == "success" for run_ in runs),
+        "the repository holds a full, an incremental and a dump": kinds == {"full", "incremental", "dump"}
+        and not found.problems,
         "the drill proved that base backup": newest.get("verdict") == "ok"
         and newest.get("backup") == (backup.id if (backup := found.newest("full")) else None),
         "every table was compared, and no row differs": bool(compared)
         and len(compared) == len(newest["tables"])
         and sum(entry["rows"] for entry in compared) > 0,
+        "the dropped table is back as it was the second before": accident["equal"] and accident["rows"] > 0,
     }
     return {
         "ok": all(held.values()),
@@ -111,4 +119,5 @@ def _report(lab: Lab, runs: list[DagRun], *, seconds: float) -> dict[str, Any]:
             backup.summary() | {"copy_seconds": backup.manifest.timings_seconds["copy"]} for backup in found.backups
         ],
         "drill": newest,
+        "accident": accident,
     }

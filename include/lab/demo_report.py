@@ -16,7 +16,7 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         rate = backup["source_bytes"] / max(backup["copy_seconds"], 0.001) / 1e6
         lines.append(
             (
-                "base backup" if backup["kind"] == "full" else "dump",
+                {"full": "base backup", "incremental": "incremental"}.get(backup["kind"], backup["kind"]),
                 backup["id"],
                 f"{backup['source_bytes'] / 1e6:.0f} MB read, "
                 f"{backup['stored_bytes'] / 1e6:.0f} MB stored, {rate:.0f} MB/s",
@@ -37,6 +37,15 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             ),
         ]
         lines += [(check["name"], check["verdict"], check["detail"]) for check in drill["checks"]]
+    accident = report["accident"]
+    lines.append(
+        (
+            f"dropped {accident['table']}",
+            "equal again" if accident["equal"] else "DIFFERS",
+            f"{accident['rows']:,} rows, from {len(accident['chain'])} backups and {accident['wal_segments']} segments "
+            f"of WAL, in {accident['seconds']:.1f} s",
+        )
+    )
     return lines
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from airflow.sdk import Asset
 
 POSTGRES_BACKUP = Asset(name="postgres_backup")
-"""Its events carry `system`, `id`, `kind`, `recovery_point`, `source_bytes`, `stored_bytes`."""
+"""Its events carry `system`, `id`, `kind`, `parent`, `recovery_point`, `source_bytes`, `stored_bytes`."""
 
 POSTGRES_DRILL = Asset(name="postgres_drill")
 """Its events carry `system`, `backup`, `evidence`, `verdict`, `rpo_seconds`, `rto_seconds`."""

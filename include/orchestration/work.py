@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LINE_SECONDS = 5.0
+_WAL_LINE_SECONDS = 60.0
+_NOTHING_SECONDS = 60.0
 
 
 def chosen_systems(wanted: list[str] | None) -> list[str]:
@@ -33,6 +35,63 @@ def chosen_systems(wanted: list[str] | None) -> list[str]:
         for name in wanted or []:
             configuration.postgres_system(name)
         return list(wanted or configuration.postgres)
+
+
+def streamed_systems(wanted: list[str] | None) -> list[str]:
+    """The systems whose WAL is archived. Where there is none, this takes its time: the DAG begins again at once."""
+    with _work():
+        from recovery import config
+
+        configuration = config.load()
+        chosen = [name for name in chosen_systems(wanted) if configuration.postgres[name].wal is not None]
+        if not chosen:
+            log.info("no system has `wal` in recovery.yaml: there is nothing to stream")
+            time.sleep(_NOTHING_SECONDS)
+        return chosen
+
+
+def stream_wal(system: str, *, minutes: int) -> dict[str, Any]:
+    """Stream a system's WAL for some minutes; ended from outside, it stores what has come first."""
+    with _work():
+        from orchestration.installation import open_installation
+        from recovery.postgres.wal import stream
+        from recovery.postgres.wal.positions import format_lsn
+
+        deadline = time.monotonic() + 60 * minutes
+        next_line = 0.0
+
+        def tick(progress: Any) -> None:
+            nonlocal next_line
+            if time.monotonic() >= next_line:
+                behind = max(0, progress.server - progress.stored) / 1e6
+                log.info(
+                    "timeline %d: stored up to %s, %.1f MB to go",
+                    progress.timeline,
+                    format_lsn(progress.stored),
+                    behind,
+                )
+                next_line = time.monotonic() + _WAL_LINE_SECONDS
+
+        outcome = stream.stream(
+            lambda: open_installation().source(system), stop=lambda: time.monotonic() >= deadline, tick=tick
+        )
+        return _logged(
+            {
+                "system": system,
+                "stored_lsn": format_lsn(outcome.progress.stored),
+                "bytes_stored": outcome.progress.bytes_stored,
+                "reconnects": outcome.reconnects,
+                "gaps": [str(gap) for gap in outcome.gaps],
+            }
+        )
+
+
+def trigger(dag_id: str, conf: dict[str, Any]) -> None:
+    """Start a run of another DAG from within a task; the operator's module is too heavy for a DAG file."""
+    from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+    from airflow.sdk import get_current_context
+
+    TriggerDagRunOperator(task_id="trigger", trigger_dag_id=dag_id, conf=conf).execute(get_current_context())
 
 
 def back_up(system: str, kind: Kind) -> dict[str, Any]:
@@ -102,6 +161,34 @@ def drill(system: str, to: str) -> dict[str, Any]:
                 "rto_seconds": evidence.rto_seconds,
             }
         )
+
+
+def retain(system: str, *, apply: bool) -> str:
+    """Log what retention keeps and why, and delete what may go if `apply` says so; returns what was done in a line."""
+    with _work():
+        from orchestration.installation import open_installation
+        from recovery import housekeeping
+
+        installation = open_installation()
+        store, rules = installation.store_of(system), installation.configuration.postgres_system(system).retention
+        outcome = None
+        if apply:
+            plan, outcome = housekeeping.apply(store, system, rules, progress=_log_progress())
+        else:
+            plan = housekeeping.plan(store, system, rules)
+        for decision in plan.decisions:
+            log.info("%s: %s: %s", decision.backup.id, decision.word, decision.why)
+        for sweep in plan.sweeps:
+            gone, locked = len(sweep.objects), len(sweep.locked)
+            log.info("%s, %s: %d objects go, %d are locked", sweep.what, sweep.where, gone, locked)
+        for problem in plan.problems:
+            log.error("left alone: %s", problem)
+        if outcome is None:
+            return f"{housekeeping.counted(len(plan.doomed), 'backup')} would go"
+        if outcome.failures:
+            raise AirflowFailException(f"{outcome}: {outcome.failures[0]}")
+        log.info("%s", outcome)
+        return str(outcome)
 
 
 def _logged(values: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,14 +27,16 @@ _SECRET_PREFIX = "AGE-SECRET-KEY-"
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def _duration(value: object) -> object:
-    """'500ms', '15m', '6h', '1h30m', '2d' → timedelta."""
-    if not isinstance(value, str):
-        return value
-    parts = re.findall(r"(\d+)(ms|[smhd])", value)
-    if not parts or "".join(number + unit for number, unit in parts) != value:
+def parse_duration(text: str) -> timedelta:
+    """'500ms', '15m', '6h', '1h30m', '2d'; raises ValueError."""
+    parts = re.findall(r"(\d+)(ms|[smhd])", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError("not a duration: write a number and ms, s, m, h or d, as in 15m or 1h30m")
     return timedelta(seconds=sum(int(number) * _UNITS[unit] for number, unit in parts))
+
+
+def _duration(value: object) -> object:
+    return parse_duration(value) if isinstance(value, str) else value
 
 
 def _connection_id(value: str) -> str:
@@ -64,6 +67,12 @@ def _recipient(value: str) -> str:
         raise ValueError(
             "not an age recipient: age1... (age-keygen -y KEYFILE) or an ssh-ed25519 / ssh-rsa key"
         ) from None
+    return value
+
+
+def _age_of_remains(value: timedelta) -> timedelta:
+    if value < timedelta(hours=1):
+        raise ValueError("less than an hour may be the age of a backup that is being made: write 1h or more")
     return value
 
 
@@ -169,7 +178,7 @@ class Retention(_Strict):
     weekly: Annotated[int, Field(ge=0)] = 0
     monthly: Annotated[int, Field(ge=0)] = 0
     yearly: Annotated[int, Field(ge=0)] = 0
-    orphans_after: Duration = timedelta(days=1)
+    orphans_after: Annotated[Duration, AfterValidator(_age_of_remains)] = timedelta(days=1)
     """Objects that no manifest names are swept when they are older than this."""
 
 
@@ -207,19 +216,37 @@ class Configuration(_Strict):
     sandbox: Sandbox = Sandbox()
 
     @model_validator(mode="after")
-    def _references(self) -> Configuration:
-        for name, system in self.postgres.items():
-            if system.repository not in self.repositories:
-                raise PydanticCustomError(
-                    "reference",
-                    "no repository is named '{wanted}': use one of: {known}",
-                    {
-                        "path": f"postgres.{name}.repository",
-                        "wanted": system.repository,
-                        "known": ", ".join(sorted(self.repositories)),
-                    },
-                )
+    def _consistent(self) -> Configuration:
+        problems = [problem for name in self.postgres for problem in self._contradictions(name)]
+        if problems:
+            raise PydanticCustomError("contradictions", "contradictions", {"problems": problems})
         return self
+
+    def _contradictions(self, name: str) -> Iterator[tuple[str, str, str]]:
+        """What does not go together: the path in the file, what is wrong, what to do."""
+        system = self.postgres[name]
+        path = f"postgres.{name}"
+        repository = self.repositories.get(system.repository)
+        if repository is None:
+            known = ", ".join(sorted(self.repositories))
+            yield f"{path}.repository", f"no repository is named '{system.repository}'", f"use one of: {known}"
+        window = system.retention.window
+        if window is None:
+            return
+        if system.wal is None:
+            yield (
+                f"{path}.retention.window",
+                "without continuous WAL the moments between backups cannot be restored",
+                f"configure {path}.wal, or keep whole backups with fulls, daily, weekly, monthly or yearly",
+            )
+        lock = repository.s3.object_lock if repository and repository.s3 else None
+        if lock is not None and window >= timedelta(days=lock.days):
+            # The backup that the window begins with is older than the window.
+            yield (
+                f"{path}.retention.window",
+                f"the Object Lock of repository '{system.repository}' ends after {lock.days} days, before the window",
+                f"set object_lock.days to {window // timedelta(days=1) + 1} or more, or a shorter window",
+            )
 
     def postgres_system(self, name: str) -> PostgresSystem:
         """The system called `name`; raises ConfigurationError that names the known ones."""
@@ -266,12 +293,22 @@ def parse(text: str, *, where: str = "recovery.yaml") -> Configuration:
     try:
         return Configuration.model_validate(document)
     except ValidationError as problem:
-        raise ConfigurationProblems([_explain(error, where=where) for error in problem.errors()]) from None
+        raise ConfigurationProblems(
+            [line for error in problem.errors() for line in _explain(error, where=where)]
+        ) from None
 
 
-def _explain(error: ErrorDetails, *, where: str) -> ConfigurationError:
+def _explain(error: ErrorDetails, *, where: str) -> Iterator[ConfigurationError]:
+    if error["type"] == "contradictions":
+        for path, what, remedy in error["ctx"]["problems"]:
+            yield ConfigurationError(what, where=f"{where}: {path}", remedy=remedy)
+    else:
+        yield _explain_one(error, where=where)
+
+
+def _explain_one(error: ErrorDetails, *, where: str) -> ConfigurationError:
     location = error["loc"]
-    path = ".".join(str(part) for part in location) or error.get("ctx", {}).get("path", "")
+    path = ".".join(str(part) for part in location)
     at = f"{where}: {path}" if path else where
     if error["type"] == "extra_forbidden":
         return ConfigurationError("unknown key", where=at, remedy=_nearest(location))
@@ -279,7 +316,7 @@ def _explain(error: ErrorDetails, *, where: str) -> ConfigurationError:
         return ConfigurationError("this key is required", where=at, remedy="add it")
     message = error["msg"].removeprefix("Value error, ")
     what, _, remedy = message.partition(": ")
-    if error["type"] in ("value_error", "reference"):
+    if error["type"] == "value_error":
         return ConfigurationError(what, where=at, remedy=remedy or "see README.md, Configuration")
     return ConfigurationError(message[0].lower() + message[1:], where=at, remedy="correct the value")
 

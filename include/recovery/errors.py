@@ -14,6 +14,9 @@ RecoveryError                    exit status 1
 ├── LeaseError                   another writer holds the lease, or took it
 ├── PreconditionError            a server cannot be backed up, or a backup not restored, as things stand
 ├── BackupError                  a backup failed under way; nothing was committed
+│   └── ChainBroken              an incremental cannot build on its parent: a full backup can be taken
+├── WalError                     WAL cannot be streamed: the server, its slot or its timeline is not what it must be
+│   └── WalGone                  the server no longer has the WAL that comes next: a gap
 ├── RestoreError                 a restore failed; the target was cleaned, or what is left is named
 └── ServerError                  a sandbox server did not start or stopped
 """
@@ -104,6 +107,18 @@ class PreconditionError(RecoveryError):
 
 
 class BackupError(RecoveryError):
+    pass
+
+
+class ChainBroken(BackupError):
+    pass
+
+
+class WalError(RecoveryError):
+    pass
+
+
+class WalGone(WalError):
     pass
 
 

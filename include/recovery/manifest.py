@@ -152,7 +152,9 @@ class Manifest(_Part):
     product: Literal["postgresql"]
     system: str
     parent: str | None = None
+    """Incrementals: the id of the backup that this one builds on."""
     chain: list[str] = Field(default_factory=list)
+    """Incrementals: the ids of what a restore needs before this one, from the full to the parent."""
     started_at: AwareDatetime
     finished_at: AwareDatetime
     server: Server
@@ -174,8 +176,13 @@ class Manifest(_Part):
 
     @property
     def restored_bytes(self) -> int:
-        """The disk that a restore takes: what was read, or where the server compressed what its databases measured."""
-        return max(self.source_bytes, sum(database.bytes for database in self.server.databases))
+        """The disk that the restored cluster takes, or a little less: what was read, or where that was less (the server
+        compressed, or sent changes only) what its databases measured, to which an incremental adds WAL of its own.
+        """
+        databases = sum(database.bytes for database in self.server.databases)
+        if self.kind == "incremental":
+            return databases + self.source_bytes
+        return max(self.source_bytes, databases)
 
     @property
     def recovery_point(self) -> datetime:

@@ -24,6 +24,7 @@ from recovery.drill import evidence
 from recovery.repository import catalog
 
 BACKUP, DRILL, SYSTEM = "postgres_full_backup", "restore_drill", "app038"
+INCREMENTAL = "postgres_incremental_backup"
 
 
 def airflow_of(lab: Lab) -> Airflow:
@@ -95,6 +96,13 @@ def test_airflow_takes_a_base_backup_and_a_dump_and_checks_both(lab: Lab, first_
     assert set(states(lab, BACKUP, run).values()) == {"success"}
 
 
+def test_retention_runs_and_the_name_of_its_task_says_what_it_deleted(lab: Lab) -> None:
+    run = airflow_of(lab).trigger("retention")
+    assert airflow_of(lab).wait("retention", run, timeout_seconds=200) == "success", states(lab, "retention", run)
+    names = {task["rendered_map_index"] for task in airflow_of(lab).task_instances("retention", run)}
+    assert f"{SYSTEM}: 0 backups, 0 objects, 0.0 MB deleted" in names
+
+
 def test_mapped_tasks_are_named_after_their_system(lab: Lab, first_runs: dict[str, Any]) -> None:
     run, _ = first_runs["backup"]
     names = {
@@ -162,6 +170,25 @@ def test_the_form_chooses_what_is_backed_up(lab: Lab, first_runs: dict[str, Any]
     }
     (new,) = set(backups(lab)) - set(before)
     assert new.endswith("-dump")
+
+
+def test_airflow_takes_an_incremental_on_the_newest_and_checks_it(lab: Lab, first_runs: dict[str, Any]) -> None:
+    airflow = airflow_of(lab)
+    parent = catalog.read(installation_of(lab).store_of(SYSTEM), SYSTEM).newest("full")
+    assert parent is not None
+    run = airflow.trigger(INCREMENTAL)
+    assert airflow.wait(INCREMENTAL, run, timeout_seconds=200) == "success"
+    assert states(lab, INCREMENTAL, run) == {
+        "systems": "success",
+        "protect.incremental": "success",
+        "protect.check": "success",
+    }
+    made = catalog.read(installation_of(lab).store_of(SYSTEM), SYSTEM).newest("full", "incremental")
+    assert made is not None and (made.manifest.kind, made.manifest.parent) == ("incremental", parent.id)
+    events = airflow.request("GET", "assets/events?limit=100").json()["asset_events"]
+    assert made.id in {event["extra"]["id"] for event in events if event["name"] == "postgres_backup"}
+    told = airflow.task_log(INCREMENTAL, run, "protect.incremental", map_index=0)
+    assert f"an incremental backup is taken: it builds on {parent.id}" in told
 
 
 def test_an_unknown_system_fails_in_one_line_without_a_retry(lab: Lab, first_runs: dict[str, Any]) -> None:

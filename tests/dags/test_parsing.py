@@ -50,7 +50,9 @@ def parse(path: Path, home: Path) -> set[str]:
 
 
 def test_there_are_dag_files() -> None:
-    assert {path.stem for path in DAG_FILES} >= {"postgres_full_backup", "restore_drill"}
+    assert {path.stem for path in DAG_FILES} >= {
+        *("postgres_full_backup", "postgres_incremental_backup", "restore_drill", "retention")
+    }
 
 
 @pytest.mark.parametrize("path", DAG_FILES, ids=lambda path: path.stem)

@@ -12,7 +12,7 @@ from recovery.drill.postgres import drill
 from recovery.errors import RestoreError
 from recovery.postgres import restore
 from recovery.repository.verify import Verdict
-from tests.support import OWNER, Site, may_mount, mounted
+from tests.support import Site, may_mount, mounted
 
 pytestmark = pytest.mark.faults
 MIB = 1 << 20
@@ -40,13 +40,7 @@ def test_a_disk_that_fills_in_the_middle_is_told_and_the_target_is_left_empty(si
                     file.write(bytes(MIB))
 
         with pytest.raises(RestoreError) as caught:
-            restore.restore_base(
-                *(site.store(), made, small / "data"),
-                identities=[site.identity],
-                tablespaces=places,
-                owner=OWNER,
-                tick=fill,
-            )
+            site.restore(made, small / "data", tablespaces=places, tick=fill)
         assert [path.name for path in small.iterdir() if path.name != "data"] == ["somebody else's"]
         assert list((small / "data").iterdir()) == []
     assert str(caught.value) == (
@@ -115,7 +109,5 @@ def test_a_file_that_cannot_be_written_after_the_volumes_is_told_too(
 
     monkeypatch.setattr(restore, "_keep_server_manifest", full)
     with pytest.raises(RestoreError, match="the disk is full"):
-        restore.restore_base(
-            site.store(), made, site.folder / "data", identities=[site.identity], tablespaces=places, owner=OWNER
-        )
+        site.restore(made, site.folder / "data", tablespaces=places)
     assert list((site.folder / "data").iterdir()) == []

@@ -25,7 +25,7 @@ from recovery.repository import catalog
 from tests.conftest import s3_repository
 from tests.memory import MemoryStore
 from tests.proxy import Proxy
-from tests.support import OWNER, Site, contents, make_site, opened, s3_connection, server_contents
+from tests.support import Site, contents, make_site, opened, s3_connection, server_contents
 
 FULL = ("backup", "postgres", "app038", "--type", "full")
 DUMP = ("backup", "postgres", "app038", "--type", "dump")
@@ -166,7 +166,7 @@ def test_a_killed_backup_commits_nothing_and_the_next_one_waits_for_its_lease_on
     nothing_is_listed(slow)
     no_session_is_left(heavy)
     message = slow.error(*FULL)
-    assert "postgres app038, full is being written by " in message and f":{process.pid}:" in message
+    assert "postgres app038, base is being written by " in message and f":{process.pid}:" in message
     assert "a dead writer is passed over after 120 s" in message
     (lease,) = (slow.folder / "repository" / "leases").rglob("*.json")
     an_hour_ago = time.time() - 3600
@@ -232,7 +232,7 @@ def test_a_store_that_dies_in_the_middle_fails_the_backup_and_is_named(
 def test_two_backups_of_one_kind_at_once_are_one_too_many(slow: Site) -> None:
     process = slow.start(*FULL)
     until(lambda: staged(slow))
-    assert "postgres app038, full is being written by " in slow.error(*FULL)
+    assert "postgres app038, base is being written by " in slow.error(*FULL)
     # Another kind does not wait.
     slow.run(*DUMP)
     process.communicate(timeout=60)
@@ -247,7 +247,7 @@ def test_a_backup_whose_lease_was_taken_over_commits_nothing(slow: Site, monkeyp
     from recovery.repository import lease
 
     monkeypatch.setattr(lease.Lease.__init__, "__kwdefaults__", {"ttl": timedelta(seconds=0.9)})
-    folder = slow.folder / "repository" / "leases" / "postgres" / "app038" / "full"
+    folder = slow.folder / "repository" / "leases" / "postgres" / "app038" / "base"
 
     def take_over(what: str, done: int, expected: int | None) -> None:
         for number in range(2, 50):
@@ -340,7 +340,7 @@ def test_what_a_restore_finds_of_its_own_is_cleared_and_of_others_is_kept(site: 
     (data / "base").mkdir(parents=True)
     (data / "base" / "half a file").write_text("x")
     (data / "recovery.incomplete").touch()
-    restore.restore_base(site.store(), made, data, identities=[site.identity], tablespaces=places, owner=OWNER)
+    site.restore(made, data, tablespaces=places)
     assert not (data / "base" / "half a file").exists() and (data / "PG_VERSION").exists()
 
 

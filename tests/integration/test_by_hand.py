@@ -126,6 +126,40 @@ def test_a_full_backup_is_restored_with_age_zstd_tar_and_postgres_alone(
     assert row == (False, str(next(iter(spaces.values()))))
 
 
+def test_an_incremental_is_restored_with_pg_combinebackup_besides(site: Site, server: PostgresServer) -> None:
+    site.backup()
+    server.execute("CREATE TABLE later TABLESPACE app038_archive AS SELECT n FROM generate_series(1, 9000) AS n")
+    try:
+        made, held = site.backup("incremental"), server_contents(server)
+    finally:
+        server.execute("DROP TABLE later")
+    (path,) = (site.folder / "repository").glob(f"postgres/app038/*/backups/{made.id}/manifest.json")
+    newest = json.loads(path.read_text())
+    assert newest["kind"] == "incremental"
+    members, folders = [*newest["chain"], newest["id"]], []
+    for number, identifier in enumerate(members):
+        folder = path.parent.with_name(identifier)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        check_sums(folder, manifest)
+        spaces = {
+            space["oid"]: site.folder / f"space-{space['oid']}-{number}" for space in manifest["server"]["tablespaces"]
+        }
+        folders.append(site.folder / f"member-{number}")
+        unpack_base(folder, manifest, site.key_file, folders[-1], spaces)
+        run(f"{server.bindir}/pg_verifybackup --no-parse-wal --quiet --ignore=tablespace_map {folders[-1]}", cwd=folder)
+    pgdata, places = site.folder / "by-hand", {oid: site.folder / f"space-{oid}" for oid in spaces}
+    mapping = " ".join(f"--tablespace-mapping={spaces[oid]}={places[oid]}" for oid in spaces)
+    run(f"{server.bindir}/pg_combinebackup --output={pgdata} {mapping} {' '.join(map(str, folders))}", cwd=site.folder)
+    (pgdata / "tablespace_map").write_text("".join(f"{oid} {place}\n" for oid, place in places.items()))
+    run(f"{server.bindir}/pg_verifybackup --no-parse-wal --quiet --ignore=tablespace_map {pgdata}", cwd=site.folder)
+    recover(pgdata)
+    user = service_user()
+    if user is not None:
+        run(f"chown -R {user.uid}:{user.gid} {pgdata} {' '.join(map(str, places.values()))}", cwd=site.folder)
+    with ByHand(server.bindir, pgdata, user) as restored:
+        assert contents(restored.connect) == held
+
+
 def test_a_dump_is_restored_with_age_zstd_and_postgres_alone(
     site: Site, server: PostgresServer, staging: PostgresServer
 ) -> None:

@@ -119,7 +119,7 @@ def test_a_full_backup_is_restored_into_a_directory(
     arguments = ("restore", "postgres", "app038", "--to", "latest", "--pgdata", folder / "data")
     done = site.run(*arguments, "--tablespace", f"app038_archive={folder / 'archive'}")
     assert f"backup          {full}" in done.stderr and f"-> {folder / 'archive'}" in done.stderr
-    assert done.stdout.startswith(f"restored to {folder / 'data'}. ")
+    assert done.stdout.startswith(f"restored to {folder / 'data'}\n")
     assert f"pg_ctl -D {folder / 'data'} -w start\n" in done.stdout
     assert "archive_mode = off" in done.stdout and "ALTER SYSTEM RESET recovery_target;" in done.stdout
     made = site.catalog().find(full)
@@ -246,7 +246,7 @@ def test_a_configuration_with_several_mistakes_is_status_2_with_a_line_for_each(
         (("list", "app39"), "no PostgreSQL system is named 'app39' -> use one of: app038"),
         (("verify", "20200101T000000Z-full"), "20200101T000000Z-full: no backup has this id -> choose one of"),
         (("plan", "postgres", "app038", "--to", "20200101T000000Z-full"), "no backup has this id"),
-        (("drill", "app038", "--to", "DUMP"), "is a dump backup, and this restore needs a full one"),
+        (("drill", "app038", "--to", "DUMP"), "is a dump backup, and this restore needs a full or incremental one"),
         (("restore", "postgres", "app038", "--to", "latest"), "a restore needs one target -> give either --pgdata DIR"),
         (
             ("restore", "postgres", "app038", "--to", "latest", "--pgdata", "data", "--into", "staging"),
@@ -258,7 +258,7 @@ def test_a_configuration_with_several_mistakes_is_status_2_with_a_line_for_each(
         ),
         (
             ("restore", "postgres", "app038", "--to", "DUMP", "--pgdata", "data"),
-            "is a dump backup, and this restore needs a full one",
+            "is a dump backup, and this restore needs a full or incremental one",
         ),
         (
             ("restore", "postgres", "app038", "--to", "FULL", "--into", "app038_backup"),

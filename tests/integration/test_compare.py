@@ -15,7 +15,7 @@ from recovery.postgres import restore
 from recovery.postgres.server import SandboxServer
 from recovery.repository.verify import Verdict
 from tests.conftest import directory_repository
-from tests.support import OWNER, make_site, new_folder, opened
+from tests.support import make_site, new_folder, opened
 
 DATABASE = "proof"
 # One table for each test, so that none disturbs another's: all are in the backup.
@@ -79,9 +79,7 @@ def pair(server: PostgresServer) -> Iterator[Pair]:
             site = make_site(folder, server, repository=directory_repository(folder))
             made = site.backup()
             places = restore.place_tablespaces(made.manifest, {}, below=folder / "spaces")
-            restore.restore_base(
-                site.store(), made, folder / "data", identities=[site.identity], tablespaces=places, owner=OWNER
-            )
+            site.restore(made, folder / "data", tablespaces=places)
             with opened(site, made, folder / "data") as sandbox:
                 with sandbox.connect() as session:
                     horizon = Horizon.read(session)

@@ -32,9 +32,7 @@ SiteOf = Callable[[PostgresServer], Site]
 
 def restored(site: Site, made: Backup, *, name: str = "data") -> None:
     places = restore.place_tablespaces(made.manifest, {"app038_archive": str(site.folder / f"{name}-archive")})
-    restore.restore_base(
-        site.store(), made, site.folder / name, identities=[site.identity], tablespaces=places, owner=OWNER
-    )
+    site.restore(made, site.folder / name, tablespaces=places)
 
 
 def test_a_full_backup_restores_to_equal_rows(any_server: PostgresServer, site_of: SiteOf) -> None:
@@ -279,9 +277,7 @@ def test_the_source_still_holds_its_tablespace_so_restoring_over_it_is_refused(s
     made = site.backup()
     places = restore.place_tablespaces(made.manifest, {})
     with pytest.raises(PreconditionError, match="the target directory is not empty"):
-        restore.restore_base(
-            site.store(), made, site.folder / "data", identities=[site.identity], tablespaces=places, owner=OWNER
-        )
+        site.restore(made, site.folder / "data", tablespaces=places)
     assert list((site.folder / "data").iterdir()) == []
 
 

@@ -32,9 +32,7 @@ def restored(server: PostgresServer):  # type: ignore[no-untyped-def]
             site = make_site(folder, server, repository=directory_repository(folder))
             made = site.backup()
             places = restore.place_tablespaces(made.manifest, {}, below=folder / "spaces")
-            restore.restore_base(
-                site.store(), made, folder / "data", identities=[site.identity], tablespaces=places, owner=OWNER
-            )
+            site.restore(made, folder / "data", tablespaces=places)
             yield site, folder / "data"
     finally:
         server.execute("ALTER SYSTEM RESET ALL")

@@ -223,3 +223,60 @@ def test_metadata_stays_with_an_object_and_goes_with_it(store: ObjectStore) -> N
     assert [info.key for info in store.scan("")] == ["wal/segment"] and store.folders("") == ["wal"]
     store.put("other", b"x")
     assert store.head("other").metadata == {}
+
+
+def test_an_upload_that_was_left_open_is_found_and_aborted(store: ObjectStore) -> None:
+    upload = store.upload("postgres/app038/big", size_limit=1 << 30)
+    for number in range(2):
+        upload.write_part(bytes([number]) * upload.part_size)
+    (found,) = store.unfinished("postgres/app038/")
+    assert found.key == "postgres/app038/big" or found.key.startswith(".uploads/")
+    assert abs(store.now() - found.begun) < timedelta(seconds=10)
+    found.abort()
+    found.abort()
+    assert store.unfinished("postgres/app038/") == []
+    upload.abort()
+
+
+def test_an_upload_that_ended_is_not_found(store: ObjectStore) -> None:
+    assert store.unfinished("") == []
+    write(store, "done", [b"x" * 8 * MIB, b"y"])
+    assert store.unfinished("") == []
+
+
+def test_the_end_of_an_objects_lock_is_known(store: ObjectStore, request: pytest.FixtureRequest) -> None:
+    store.put("kept", b"x")
+    store.put("passing", b"x", locked=False)
+    assert store.head("passing").locked_until is None
+    until = store.head("kept").locked_until
+    if request.node.callspec.params["store"] == "s3-locked":
+        assert until is not None and abs(until - store.now() - timedelta(days=1)) < timedelta(minutes=1)
+    else:
+        assert until is None
+
+
+def test_a_directory_whose_last_object_is_deleted_is_no_folder_any_more(tmp_path: Path) -> None:
+    """AWS does the same. SeaweedFS goes on listing an emptied folder, and nothing here relies on it."""
+    store = DirectoryStore(tmp_path)
+    store.put("a/b/1", b"x", metadata={"kept": "too"})
+    store.put("a/c/1", b"x")
+    store.delete("a/b/1")
+    assert store.folders("a/") == ["c"]
+    store.put("a/b/2", b"x")
+    assert store.folders("a/") == ["b", "c"]
+
+
+def test_writers_and_deleters_of_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+
+    def work(number: int) -> None:
+        for turn in range(100):
+            key = f"wal/pieces/{number}-{turn}"
+            store.put(key, b"x", only_if_absent=bool(turn % 2))
+            assert store.get(key) == b"x"
+            assert key in {info.key for info in store.scan("wal/")}
+            store.delete(key)
+
+    with ThreadPoolExecutor(4) as workers:
+        list(workers.map(work, range(4)))
+    assert list(store.scan("")) == [] and store.folders("") == []

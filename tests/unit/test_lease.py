@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from recovery.errors import LeaseError, StoreError, StoreUnreachable
-from recovery.repository.lease import Lease
+from recovery.repository.lease import Lease, held_jobs
 from tests.memory import MemoryStore
 
 FOLDER = "leases/postgres/app038/full/"
@@ -200,3 +200,13 @@ def test_a_release_that_fails_hides_no_error_of_the_work() -> None:
     with pytest.raises(ZeroDivisionError), lease(store):
         store.before = fail
         _ = 1 / 0
+
+
+def test_the_jobs_that_somebody_is_at_work_on_are_known() -> None:
+    store = MemoryStore()
+    assert held_jobs(store, kind="postgres", name="app038") == frozenset()
+    with lease(store), Lease(store, kind="postgres", name="other", job="dump"):
+        assert held_jobs(store, kind="postgres", name="app038") == {"full"}
+        store.pass_seconds(121)
+        assert held_jobs(store, kind="postgres", name="app038") == frozenset()
+    assert held_jobs(store, kind="postgres", name="app038") == frozenset()

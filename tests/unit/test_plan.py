@@ -11,7 +11,7 @@ from recovery.repository.catalog import Backup, Catalog
 from tests.unit.test_manifest import example, item
 
 OLD, NEW = "20261122T020000Z-full", "20261123T020000Z-full"
-DUMP = "20261124T020000Z-dump"
+INCREMENTAL, DUMP = "20261123T080000Z-incremental", "20261124T020000Z-dump"
 
 
 def backup(identifier: str, **changes: object) -> Backup:
@@ -61,7 +61,7 @@ def test_no_backup_at_all_is_said_with_the_remedy() -> None:
 
 
 def test_a_dump_is_not_taken_for_a_full_backup() -> None:
-    with pytest.raises(ConfigurationError, match="is a dump backup, and this restore needs a full one"):
+    with pytest.raises(ConfigurationError, match="is a dump backup, and this restore needs a full or incremental one"):
         plan.choose(Catalog((backup(DUMP),), ()), DUMP)
 
 
@@ -72,7 +72,7 @@ def test_a_damaged_backup_that_is_named_is_its_own_error() -> None:
 
 def test_the_room_of_a_server_compressed_backup_is_what_its_databases_measured() -> None:
     server = example().server.model_copy(update={"databases": [database("app038", 5_000)]})
-    made = plan.make("app038", backup(NEW, server=server), target="/restored")
+    made = plan.make("app038", [backup(NEW, server=server)], target="/restored")
     assert made.fetch_bytes == 200
     assert made.restored_bytes == 5_000
 
@@ -84,7 +84,47 @@ def test_one_database_of_a_dump_needs_its_own_room_only_and_the_globals() -> Non
         item(key="dumps/two.pgdump.age", role="dump", database="two", stored_bytes=90),
         item(key="globals.sql.zst.age", role="globals", stored_bytes=1),
     ]
-    made = plan.make("app038", backup(DUMP, server=server, objects=objects), target="staging", database="one")
+    made = plan.make("app038", [backup(DUMP, server=server, objects=objects)], target="staging", database="one")
     assert (made.objects, made.fetch_bytes, made.restored_bytes) == (2, 11, 1_000)
     with pytest.raises(ConfigurationError, match="holds no database 'three' -> choose one of: one, two"):
-        plan.make("app038", backup(DUMP, server=server, objects=objects), target="staging", database="three")
+        plan.make("app038", [backup(DUMP, server=server, objects=objects)], target="staging", database="three")
+
+
+# Chains.
+
+
+def chain() -> list[Backup]:
+    server = example().server.model_copy(update={"databases": [database("app038", 5_000)]})
+    full = backup(OLD, server=server, objects=[item(sealed_bytes=6_000), item(tablespace=16385, sealed_bytes=10)])
+    changes = [item(sealed_bytes=300), item(tablespace=16385, sealed_bytes=2), item(tablespace=9, sealed_bytes=7)]
+    return [full, backup(INCREMENTAL, server=server, objects=changes, parent=OLD, chain=[OLD])]
+
+
+def test_the_plan_of_an_incremental_sums_over_its_chain() -> None:
+    made = plan.make("app038", chain(), target="/restored")
+    assert (made.objects, made.fetch_bytes) == (5, 500)
+    assert made.document()["chain"] == [OLD, INCREMENTAL] and made.document()["backup"] == INCREMENTAL
+    # The result is what the databases measure and what the incremental brings; at the peak both members lie beside it.
+    assert made.restored_bytes == 5_000 + 309
+    assert made.disk_bytes == made.restored_bytes + 6_010 + 309
+
+
+def test_each_tablespace_needs_the_room_of_its_own_members() -> None:
+    manifests = [each.manifest for each in chain()]
+    assert plan.room(manifests) == {None: (5_309 - 10) + 6_000 + 300 + 7, 16385: 10 + 10 + 2}
+    assert plan.room(manifests[:1]) == {None: 6_000, 16385: 10}
+
+
+def test_changes_that_the_server_compressed_are_expected_to_be_larger_unpacked() -> None:
+    full, last = (each.manifest for each in chain())
+    compressed = [item(compression="zstd-by-source", sealed_bytes=100)]
+    assert plan.room([full, last.model_copy(update={"objects": compressed})])[None] == (5_100 - 10) + 6_000 + 400
+
+
+def test_latest_is_an_incremental_where_that_is_the_newest() -> None:
+    full, last = chain()
+    catalog = Catalog((full, last, backup(DUMP)), ())
+    assert plan.choose(catalog, "latest") == last
+    assert catalog.chain(last) == (full, last)
+    with pytest.raises(PreconditionError, match=f"it needs {OLD}, which is not in the repository"):
+        Catalog((last,), ()).chain(plan.choose(Catalog((last,), ()), "latest"))

@@ -8,7 +8,7 @@ from types import FrameType
 import typer
 
 import recovery
-from recovery.cli import _backup, _catalog, _config, _drill, _restore
+from recovery.cli import _backup, _catalog, _config, _drill, _restore, _retention, _wal
 
 app = typer.Typer(
     name="recovery",
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for _command in (_config, _backup, _catalog, _restore, _drill):
+for _command in (_config, _backup, _catalog, _restore, _drill, _retention, _wal):
     _command.register(app)
 
 

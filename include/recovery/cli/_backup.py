@@ -1,4 +1,4 @@
-"""`recovery backup postgres NAME --type full|dump`."""
+"""`recovery backup postgres NAME --type full|incremental|dump`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from recovery.postgres import backup as backups
 
 class BackupType(StrEnum):
     FULL = "full"
+    INCREMENTAL = "incremental"
     DUMP = "dump"
 
 
@@ -25,7 +26,14 @@ def register(app: typer.Typer) -> None:
 
 def postgres(
     name: Annotated[str, typer.Argument(help="The system, as recovery.yaml names it.")],
-    kind: Annotated[BackupType, typer.Option("--type", help="full: a base backup; dump: pg_dump of every database.")],
+    kind: Annotated[
+        BackupType,
+        typer.Option(
+            "--type",
+            help="full: a base backup; incremental: what changed since the last one (or a full, where that cannot be "
+            "trusted); dump: pg_dump of every database.",
+        ),
+    ],
     config_file: ConfigFile = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -46,6 +54,8 @@ def postgres(
                 highlight=False,
                 soft_wrap=True,
             )
+            if found.parent:
+                console.print(f"builds on {found.parent}", highlight=False, soft_wrap=True)
             for note in found.notes:
                 console.print(f"note: {note}", highlight=False, soft_wrap=True)
 

@@ -13,7 +13,7 @@ from recovery.cli._run import ConfigFile, Identity, Json, Run, Verbose, duration
 from recovery.errors import ConfigurationError
 from recovery.installation import Installation
 from recovery.postgres import verify as postgres_verify
-from recovery.repository import catalog
+from recovery.repository import catalog, holds
 from recovery.repository.layout import ID_PATTERN
 from recovery.repository.verify import Level, Report, Verdict
 
@@ -32,19 +32,24 @@ def list_(
     """The catalog: every recovery point, oldest first."""
     with run(json=json, config_file=config_file, verbose=verbose) as call:
         installation = call.installation()
-        found = {system: catalog.read(installation.store_of(system), system) for system in _systems(installation, name)}
+        stores = {system: installation.store_of(system) for system in _systems(installation, name)}
+        found = {system: catalog.read(store, system) for system, store in stores.items()}
+        held = {system: holds.read(store, system) for system, store in stores.items()}
         document = {
             system: {
-                "backups": [backup.summary() for backup in entry.backups],
+                "backups": [
+                    backup.summary() | {"hold": asdict(hold) if (hold := held[system].get(backup.id)) else None}
+                    for backup in entry.backups
+                ],
                 "problems": [str(problem) for problem in entry.problems],
             }
             for system, entry in found.items()
         }
-        call.emit(document, lambda console: _print_list(console, found))
+        call.emit(document, lambda console: _print_list(console, found, held))
         failed(any(entry.problems for entry in found.values()))
 
 
-def _print_list(console: Console, found: dict[str, catalog.Catalog]) -> None:
+def _print_list(console: Console, found: dict[str, catalog.Catalog], held: dict[str, dict[str, holds.Hold]]) -> None:
     now = datetime.now(UTC)
     lines = table("system", "id", "recovery point", "age", "source", "stored", "server")
     for system, entry in found.items():
@@ -63,7 +68,9 @@ def _print_list(console: Console, found: dict[str, catalog.Catalog]) -> None:
         if not entry.backups:
             lines.add_row(system, "[red]no backup[/]", "", "", "", "", "")
     console.print(lines)
-    for entry in found.values():
+    for system, entry in found.items():
+        for identifier, hold in sorted(held[system].items()):
+            console.print(f"held: {system} {identifier}: {hold}", highlight=False, markup=False, soft_wrap=True)
         for problem in entry.problems:
             console.print(f"[red]damaged[/]: {problem}", highlight=False, soft_wrap=True)
 
@@ -129,7 +136,9 @@ def _chosen(installation: Installation, what: str | None) -> list[tuple[str, cat
     chosen: list[tuple[str, Any]] = []
     for system in _systems(installation, what):
         entry = catalog.read(installation.store_of(system), system)
-        chosen += [(system, backup) for kind in ("full", "dump") if (backup := entry.newest(kind)) is not None]
+        chosen += [
+            (system, backup) for kind in ("full", "incremental", "dump") if (backup := entry.newest(kind)) is not None
+        ]
         if entry.problems:
             raise entry.problems[0]
     if not chosen:

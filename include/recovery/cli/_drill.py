@@ -27,7 +27,7 @@ def drill(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Restore a full backup in isolation, check it, measure it, and keep the evidence."""
+    """Restore a base backup in isolation, check it, measure it, and keep the evidence."""
     with run(json=json, config_file=config_file, identity_file=identity, verbose=verbose) as call:
         installation = call.installation()
         backup = plan.choose(catalog.read(installation.store_of(name), name), to)

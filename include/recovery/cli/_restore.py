@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +11,16 @@ from rich.console import Console
 
 from recovery.cli._run import ConfigFile, Identity, Json, Run, Verbose, duration, failed, run, size
 from recovery.errors import ConfigurationError, PreconditionError
-from recovery.postgres import load, owner, plan, restore, tools
+from recovery.postgres import load, moment, owner, plan, replay, restore, tools
 from recovery.repository import catalog
 
 Name = Annotated[str, typer.Argument(help="The system, as recovery.yaml names it.")]
-To = Annotated[str, typer.Option("--to", help="A backup's id, or `latest`.")]
+To = Annotated[
+    str, typer.Option("--to", help="latest, a backup's id, a time with its zone, an LSN, xid:N, or name:LABEL.")
+]
+Timeline = Annotated[
+    int | None, typer.Option("--timeline", min=1, help="The timeline to recover along; otherwise the newest stored.")
+]
 Database = Annotated[str | None, typer.Option("--database", help="Only this database of a dump.")]
 Mapping = Annotated[
     list[str] | None,
@@ -35,6 +41,7 @@ def plan_postgres(
     name: Name,
     to: To = "latest",
     database: Database = None,
+    timeline: Timeline = None,
     config_file: ConfigFile = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -42,28 +49,43 @@ def plan_postgres(
     """Which objects a restore would fetch, how many bytes, how long it would take, and what blocks it."""
     with run(json=json, config_file=config_file, verbose=verbose) as call:
         installation = call.installation()
-        entry = catalog.read(installation.store_of(name), name)
-        backup = plan.choose(entry, to, kinds=("full", "dump") if to != "latest" else ("dump" if database else "full",))
+        store = installation.store_of(name)
+        entry = catalog.read(store, name)
+        route = (
+            None if _of_a_dump(to, database) else moment.find(store, entry, name, moment.parse(to), timeline=timeline)
+        )
+        chain = route.chain if route is not None else (plan.choose(entry, to, kinds=("dump",)),)
         blocked = []
         try:
-            tools.find(backup.manifest.server.major, configured=installation.configuration.postgres_system(name).tools)
+            major = chain[-1].manifest.server.major
+            tools.find(major, configured=installation.configuration.postgres_system(name).tools)
         except PreconditionError as problem:
             blocked.append(str(problem))
-        made = plan.make(name, backup, target="not chosen yet", database=database, blocked_by=tuple(blocked))
+        made = plan.make(
+            name, chain, target="not chosen yet", route=route, database=database, blocked_by=tuple(blocked)
+        )
         call.emit(made.document(), lambda console: _print_plan(console, made))
         failed(bool(blocked))
+
+
+def _of_a_dump(to: str, database: str | None) -> bool:
+    return database is not None or to.endswith("-dump")
 
 
 def restore_postgres(
     name: Name,
     to: To,
     pgdata: Annotated[
-        Path | None, typer.Option("--pgdata", metavar="DIR", help="An empty or new data directory (full backups).")
+        Path | None, typer.Option("--pgdata", metavar="DIR", help="An empty or new data directory (base backups).")
     ] = None,
     into: Annotated[
         str | None, typer.Option("--into", metavar="CONNECTION", help="A running server's connection id (dumps).")
     ] = None,
     database: Database = None,
+    timeline: Timeline = None,
+    pause: Annotated[
+        bool, typer.Option("--pause", help="Stay at the moment instead of opening there on a new timeline.")
+    ] = False,
     tablespace: Mapping = None,
     user: Annotated[
         str | None, typer.Option("--owner", help="As root: the user that the restored files belong to.")
@@ -73,56 +95,97 @@ def restore_postgres(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Restore a full backup into a directory, or a dump into a running server."""
+    """Restore a full or incremental backup into a directory, or a dump into a running server."""
     with run(json=json, config_file=config_file, identity_file=identity, verbose=verbose) as call:
         if (pgdata is None) == (into is None):
             raise ConfigurationError(
                 "a restore needs one target",
-                remedy="give either --pgdata DIR (a full backup) or --into CONNECTION (a dump)",
+                remedy="give either --pgdata DIR (a base backup) or --into CONNECTION (a dump)",
             )
         if pgdata is not None:
             if database is not None:
                 raise ConfigurationError("--database restores out of a dump", remedy="use it with --into CONNECTION")
-            _restore_base(call, name, to, pgdata, tablespace or [], user)
+            _restore_base(call, name, to, timeline, pgdata, tablespace or [], user, pause=pause)
         elif into is not None:
             _restore_dump(call, name, to, into, database)
 
 
-def _restore_base(call: Run, name: str, to: str, pgdata: Path, mappings: list[str], user: str | None) -> None:
+def _restore_base(
+    call: Run,
+    name: str,
+    to: str,
+    timeline: int | None,
+    pgdata: Path,
+    mappings: list[str],
+    user: str | None,
+    *,
+    pause: bool,
+) -> None:
     installation = call.installation()
+    settings = installation.configuration.postgres_system(name)
     store = installation.store_of(name)
-    backup = plan.choose(catalog.read(store, name), to)
-    found = backup.manifest
-    programs = tools.find(found.server.major, configured=installation.configuration.postgres_system(name).tools)
+    route = moment.find(store, catalog.read(store, name), name, moment.parse(to), timeline=timeline)
+    if pause and route.archive is None:
+        raise ConfigurationError(
+            "--pause stops in the WAL, and this restore replays none", remedy="leave it out, or name a moment"
+        )
+    found = route.backup.manifest
+    programs = tools.find(found.server.major, configured=settings.tools)
     files_of = owner.choose(user or installation.configuration.sandbox.user)
     places = restore.place_tablespaces(found, _parse_mappings(mappings))
     target = str(pgdata.absolute())
-    made = plan.make(name, backup, target=target, tablespaces={str(oid): str(path) for oid, path in places.items()})
+    spaces = {str(oid): str(path) for oid, path in places.items()}
+    made = plan.make(name, route.chain, target=target, route=route, tablespaces=spaces)
     _show(call, made)
     with call.progress() as progress:
-        restored = restore.restore_base(
+        restored, reached = replay.restore_to(
             store,
-            backup,
+            route,
             pgdata,
             identities=installation.identities(),
             tablespaces=places,
+            tools=programs,
             owner=files_of,
-            tick=lambda done, expected: progress("restore", done, expected),
+            preload=settings.preload,
+            pause=pause,
+            fetched=lambda done, expected: progress("restore", done, expected),
+            replayed=lambda done, expected: progress("replay WAL", done, expected),
         )
-    document = made.document() | {"restored": str(restored.pgdata), "fetched_bytes": restored.fetched_bytes}
+    document = made.document() | {
+        "restored": str(restored.pgdata),
+        "fetched_bytes": restored.fetched_bytes,
+        "reached": asdict(reached) if reached else None,
+    }
     as_user = f"runuser -u {files_of.name} -- " if files_of else ""
+    start = f"  {as_user}{programs.path('pg_ctl')} -D {restored.pgdata} -w start"
 
     def human(console: Console) -> None:
-        for line in (
-            f"restored to {restored.pgdata}. It has production's settings: before you start it, set archive_mode = off",
-            "there unless it is to archive where production did. Then, and once it is open:",
-            f"  {as_user}{programs.path('pg_ctl')} -D {restored.pgdata} -w start",
-            "  ALTER SYSTEM RESET restore_command; ALTER SYSTEM RESET recovery_target; "
-            "ALTER SYSTEM RESET recovery_target_action",
-        ):
+        for line in (*_outcome(restored.pgdata, reached, pause=pause), start, *_afterwards(reached, pause=pause)):
             console.print(line, highlight=False, soft_wrap=True)
 
     call.emit(document, human)
+
+
+def _outcome(pgdata: Path, reached: replay.Reached | None, *, pause: bool) -> list[str]:
+    lines = [f"restored to {pgdata}"]
+    if reached is not None:
+        last = f"; its last transaction committed at {reached.last_commit}" if reached.last_commit else ""
+        state = "paused at" if pause else f"opened on timeline {reached.timeline} after"
+        lines.append(f"recovered, and {state} {reached.lsn}{last}. It is stopped again.")
+    return [
+        *lines,
+        "It has production's settings: before you start it, set archive_mode = off there unless it is to archive where "
+        "production did. Then:",
+    ]
+
+
+def _afterwards(reached: replay.Reached | None, *, pause: bool) -> list[str]:
+    if reached is None:
+        settings = ("restore_command", "recovery_target", "recovery_target_action")
+        return ["and once it is open:", f"  {'; '.join(f'ALTER SYSTEM RESET {name}' for name in settings)}"]
+    if pause:
+        return ["It pauses there again. To open it: SELECT pg_wal_replay_resume()"]
+    return []
 
 
 def _restore_dump(call: Run, name: str, to: str, into: str, database: str | None) -> None:
@@ -130,7 +193,7 @@ def _restore_dump(call: Run, name: str, to: str, into: str, database: str | None
     store = installation.store_of(name)
     backup = plan.choose(catalog.read(store, name), to, kinds=("dump",))
     found = backup.manifest
-    made = plan.make(name, backup, target=f"connection {into}", database=database)
+    made = plan.make(name, [backup], target=f"connection {into}", database=database)
     _show(call, made)
     with call.progress() as progress:
         loaded = load.restore_dump(
@@ -160,9 +223,11 @@ def _show(call: Run, made: plan.Plan) -> None:
 def _print_plan(console: Console, made: plan.Plan) -> None:
     lines = [
         f"backup          {made.backup.id} (PostgreSQL {made.server_version})",
-        f"recovery point  {made.recovery_point:%Y-%m-%d %H:%M:%S} UTC",
+        *(f"builds on       {member.id}" for member in made.chain[-2::-1]),
+        f"recovery point  {made.moment or f'{made.recovery_point:%Y-%m-%d %H:%M:%S} UTC'}",
         f"fetch           {size(made.fetch_bytes)} in {made.objects} objects",
-        f"disk needed     {size(made.restored_bytes)}",
+        *([f"WAL             {size(made.wal_bytes)} in {made.wal_segments} segments"] if made.wal_segments else []),
+        f"disk needed     {size(made.disk_bytes)}",
         f"predicted time  {duration(made.predicted_seconds)}",
         f"target          {made.target}",
         *(f"tablespace      {oid} -> {path}" for oid, path in made.tablespaces.items()),

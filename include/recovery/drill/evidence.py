@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
@@ -14,6 +15,7 @@ from recovery.repository.store import ObjectStore, put_final
 from recovery.repository.verify import Verdict
 
 FORMAT_VERSION = 1
+_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,27 @@ def read_all(store: ObjectStore) -> Iterator[dict[str, Any]]:
     """Every evidence document, oldest first."""
     for info in store.scan("evidence/"):
         yield json.loads(store.get(info.key))
+
+
+def proven(store: ObjectStore, system: str) -> frozenset[str]:
+    """The ids of a system's backups that a drill has ended `ok` on."""
+    keys = [info.key for info in store.scan("evidence/") if f"-{system}-drill-" in info.key]
+    with ThreadPoolExecutor(_READERS) as readers:
+        documents = [_decoded(data) for data in readers.map(store.get, keys)]
+    return frozenset(
+        str(document["backup"])
+        for document in documents
+        if document.get("system") == system and document.get("verdict") == Verdict.OK and "backup" in document
+    )
+
+
+def _decoded(data: bytes) -> dict[str, Any]:
+    """Evidence that is damaged proves nothing."""
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _plain(value: object) -> object:

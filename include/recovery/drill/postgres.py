@@ -32,7 +32,9 @@ from recovery.errors import (
 from recovery.installation import Installation
 from recovery.postgres import connect, owner, restore, tools
 from recovery.postgres.server import SandboxServer
+from recovery.repository import catalog
 from recovery.repository.catalog import Backup
+from recovery.repository.store import ObjectStore
 from recovery.repository.verify import Verdict, worst
 
 _SOCKET = "socket"
@@ -48,7 +50,7 @@ def drill(
     *,
     progress: Progress = lambda what, done, expected: None,
 ) -> Evidence:
-    """Prove one full backup and store the evidence, whatever the outcome.
+    """Prove one full or incremental backup and store the evidence, whatever the outcome.
 
     A backup that cannot be restored gives evidence with verdict `failed`; a store, a key, a program or disk space that
     is not at hand gives `unknown`. Raises only what keeps evidence from being written, and ConfigurationError.
@@ -90,18 +92,21 @@ class _Run:
         begun = time.monotonic()
         settings = self.installation.configuration.postgres_system(self.name)
         found = self.backup.manifest
+        store = self.installation.store_of(self.name)
         with self._phase("plan"):
+            chain = self._chain(store)
             programs = tools.find(found.server.major, configured=settings.tools)
             user = owner.choose(self.installation.configuration.sandbox.user)
             places = restore.place_tablespaces(found, {}, below=folder / "tablespaces")
             identities = self.installation.identities()
         with self._phase("fetch"):
             restored = restore.restore_base(
-                self.installation.store_of(self.name),
-                self.backup,
+                store,
+                chain,
                 folder / "data",
                 identities=identities,
                 tablespaces=places,
+                tools=programs,
                 owner=user,
                 tick=lambda done, expected: self.progress("fetch", done, expected),
             )
@@ -132,6 +137,13 @@ class _Run:
                 horizon = Horizon.read(session)
             self._compare(server, horizon)
             self._amcheck(server, programs)
+
+    def _chain(self, store: ObjectStore) -> tuple[Backup, ...]:
+        """A gap in it is no circumstance but a verdict: this backup cannot be restored."""
+        try:
+            return catalog.read(store, self.name).chain(self.backup)
+        except PreconditionError as problem:
+            raise RestoreError(problem.what, where=problem.where, remedy=problem.remedy) from None
 
     def evidence(self) -> Evidence:
         objective = self.installation.configuration.postgres_system(self.name).objectives.rto
@@ -178,6 +190,7 @@ class _Run:
                 "--no-parse-wal",
                 "--quiet",
                 "--ignore=tablespace_map",
+                "--ignore=standby.signal",
                 str(pgdata),
             ]
             self.checks.append(_program_check("pg_verifybackup", command, {"PATH": os.environ.get("PATH", "")}))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import recovery
 from recovery.config import Configuration, PostgresSystem
 from recovery.connections import Connection
-from recovery.errors import StoreError
+from recovery.errors import ChainBroken, ObjectMissing, StoreError
 from recovery.manifest import FORMAT_VERSION, Maker, Manifest, Server, StoredObject, Wal
-from recovery.postgres import base, dump, inspect
+from recovery.postgres import base, combine, dump, inspect, trust
+from recovery.postgres.tools import Tools
 from recovery.repository import catalog, layout
 from recovery.repository.catalog import Backup
 from recovery.repository.heap import share_one_heap
@@ -23,7 +25,9 @@ from recovery.repository.lease import Lease
 from recovery.repository.sealing import parse_recipient
 from recovery.repository.store import ObjectStore
 
-Kind = Literal["full", "dump"]
+log = logging.getLogger(__name__)
+
+Kind = Literal["full", "incremental", "dump"]
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, the bytes done and the bytes expected (None: not known)."""
 
@@ -53,8 +57,10 @@ class Source:
 def take(source: Source, kind: Kind, *, progress: Progress = lambda what, done, expected: None) -> Backup:
     """Take a backup and commit it; returns what was committed.
 
-    Raises PreconditionError before anything is copied, LeaseError when another writer is at work, BackupError or
-    StoreError when the copy fails. Whatever is raised, nothing is committed and no upload is left open.
+    An incremental becomes a full one, in the same run, where the trust engine or the server says that it must; the
+    reason is among its notes. Raises PreconditionError before anything is copied, LeaseError when another writer is at
+    work, BackupError or StoreError when the copy fails. Whatever is raised, nothing is committed and no upload is left
+    open.
     """
     started = time.monotonic()
     share_one_heap()
@@ -62,10 +68,57 @@ def take(source: Source, kind: Kind, *, progress: Progress = lambda what, done, 
     tools = _preflight(source, server, kind)
     source.store.check()
     with _lease(source, kind) as check_lease:
-        moment, identifier, folder = _unused_folder(source, server, kind)
+        work = _Work(source, server, tools, progress, check_lease, started)
+        return work.incremental() if kind == "incremental" else work.make(kind)
+
+
+def _preflight(source: Source, server: Server, kind: Kind) -> Tools:
+    where = f"PostgreSQL {source.connection.host}:{source.connection.port or 5432}"
+    configured = source.settings.tools
+    if kind != "dump":
+        compression = source.settings.base.compression
+        inspect.check_base_backup(source.connection, server, compression=compression, configured_tools=configured)
+    tools = inspect.check_restorable(server, where=where, configured_tools=configured)
+    if kind == "incremental" and server.major >= trust.FIRST_MAJOR:
+        tools.path(combine.PROGRAM)
+    return tools
+
+
+@dataclass(frozen=True)
+class _Work:
+    source: Source
+    server: Server
+    tools: Tools
+    progress: Progress
+    check_lease: Callable[[], None]
+    started: float
+
+    def incremental(self) -> Backup:
+        """An incremental where it can be trusted, else a full backup that says why."""
+        source = self.source
+        decision = trust.decide(
+            catalog.read(source.store, source.name).backups,
+            inspect.trust_state(source.connection, self.server),
+            requested=self._request(),
+            recipients=source.recipients,
+            max_chain=source.settings.incremental.max_chain,
+        )
+        reason = decision.reason
+        if decision.parent is not None:
+            log.info("%s: an incremental backup is taken: %s", source.name, reason)
+            try:
+                return self.make("incremental", parent=decision.parent)
+            except ChainBroken as problem:
+                reason = problem.what
+        note = f"a full backup was taken instead of an incremental one: {reason}"
+        log.warning("%s: %s", source.name, note)
+        return self.make("full", notes=[note])
+
+    def make(self, kind: Kind, *, parent: Backup | None = None, notes: Sequence[str] = ()) -> Backup:
+        moment, identifier, folder = self._unused_folder(kind)
+        request = self._request() if kind == "full" else None
         prepared = time.monotonic()
-        work = _Work(source, folder, identifier, server, progress, check_lease)
-        objects, wal, notes = work.base() if kind == "full" else work.dump(tools)
+        copy = self._dump(folder) if kind == "dump" else self._base(folder, f"recovery {identifier}", parent)
         copied = time.monotonic()
         made = Backup(
             Manifest(
@@ -73,71 +126,66 @@ def take(source: Source, kind: Kind, *, progress: Progress = lambda what, done, 
                 id=identifier,
                 kind=kind,
                 product="postgresql",
-                system=source.name,
+                system=self.source.name,
+                parent=parent.id if parent else None,
+                chain=[*parent.manifest.chain, parent.id] if parent else [],
                 started_at=moment,
                 finished_at=datetime.now(UTC),
-                server=server,
-                wal=wal,
-                recipients=list(source.recipients),
+                server=self.server,
+                wal=copy.wal,
+                recipients=list(self.source.recipients),
                 maker=Maker(program="recovery", version=recovery.__version__, host=socket.gethostname()),
-                timings_seconds={"prepare": round(prepared - started, 3), "copy": round(copied - prepared, 3)},
-                notes=notes,
-                objects=objects,
+                timings_seconds={"prepare": round(prepared - self.started, 3), "copy": round(copied - prepared, 3)},
+                notes=[*notes, *copy.notes],
+                objects=copy.objects,
             ),
             folder,
         )
-        check_lease()
-        catalog.commit(source.store, made)
-    return made
+        self.check_lease()
+        catalog.commit(self.source.store, made)
+        if request is not None and self._request() == request:
+            self.source.store.delete(layout.full_request(self.source.name))
+        return made
 
+    def _request(self) -> bytes | None:
+        """What asks for a full backup; one that comes while a full is copied asks for the next."""
+        try:
+            return self.source.store.get(layout.full_request(self.source.name))
+        except ObjectMissing:
+            return None
 
-def _unused_folder(source: Source, server: Server, kind: Kind) -> tuple[datetime, str, str]:
-    """A moment whose id no other backup has, committed or not: one second is an id's finest step."""
-    while True:
-        moment = datetime.now(UTC)
-        identifier = layout.backup_id(moment, kind)
-        folder = layout.backup_folder(source.name, server.system_identifier, identifier)
-        if not any(True for _ in source.store.scan(folder)):
-            return moment, identifier, folder
-        time.sleep(0.1)
+    def _unused_folder(self, kind: Kind) -> tuple[datetime, str, str]:
+        """A moment that no other backup's id names, committed or not: ids are in the order in which backups began."""
+        name, cluster = self.source.name, self.server.system_identifier
+        while True:
+            moment = datetime.now(UTC)
+            identifier = layout.backup_id(moment, kind)
+            taken = self.source.store.folders(layout.backups_folder(name, cluster))
+            if not any(layout.moment_of(other) == layout.moment_of(identifier) for other in taken):
+                return moment, identifier, layout.backup_folder(name, cluster, identifier)
+            time.sleep(0.1)
 
+    def _base(self, folder: str, label: str, parent: Backup | None) -> _Copy:
+        what = "base backup" if parent is None else "incremental backup"
 
-def _preflight(source: Source, server: Server, kind: Kind) -> Any:
-    where = f"PostgreSQL {source.connection.host}:{source.connection.port or 5432}"
-    configured = source.settings.tools
-    if kind == "full":
-        compression = source.settings.base.compression
-        inspect.check_base_backup(source.connection, server, compression=compression, configured_tools=configured)
-    return inspect.check_restorable(server, where=where, configured_tools=configured)
-
-
-@dataclass(frozen=True)
-class _Work:
-    source: Source
-    folder: str
-    identifier: str
-    server: Server
-    progress: Progress
-    check_lease: Callable[[], None]
-
-    def base(self) -> tuple[list[StoredObject], Wal | None, list[str]]:
         def tick(done: int, expected: int) -> None:
             self.check_lease()
-            self.progress("base backup", done, expected)
+            self.progress(what, done, expected)
 
         taken = base.take(
             self.source.connection,
             self.source.store,
-            folder=self.folder,
-            label=f"recovery {self.identifier}",
+            folder=folder,
+            label=label,
             server=self.server,
             options=self.source.settings.base,
             recipients=self._recipients(),
+            parent=parent,
             tick=tick,
         )
-        return taken.objects, taken.wal, []
+        return _Copy(taken.objects, taken.wal)
 
-    def dump(self, tools: Any) -> tuple[list[StoredObject], Wal | None, list[str]]:
+    def _dump(self, folder: str) -> _Copy:
         total = 0
 
         def tick(database: str, sealed: int) -> None:
@@ -149,23 +197,35 @@ class _Work:
         objects, notes = dump.take(
             self.source.connection,
             self.source.store,
-            folder=self.folder,
+            folder=folder,
             server=self.server,
             options=self.source.settings.dump,
-            tools=tools,
+            tools=self.tools,
             recipients=self._recipients(),
             tick=tick,
         )
-        return objects, None, notes
+        return _Copy(objects, None, notes)
 
     def _recipients(self) -> list[Any]:
         return [parse_recipient(text) for text in self.source.recipients]
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """What one copy left in the store, not committed yet."""
+
+    objects: list[StoredObject]
+    wal: Wal | None
+    notes: list[str] = field(default_factory=list)
+
+
 @contextlib.contextmanager
 def _lease(source: Source, kind: Kind) -> Iterator[Callable[[], None]]:
-    """One writer per system and kind. A store that cannot keep leases does not stop a backup."""
-    lease = Lease(source.store, kind="postgres", name=source.name, job=kind)
+    """One writer per system of base backups, full and incremental, and one of dumps.
+
+    A store that cannot keep leases does not stop a backup.
+    """
+    lease = Lease(source.store, kind="postgres", name=source.name, job=layout.job_of(kind))
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lease)

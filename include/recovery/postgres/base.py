@@ -1,4 +1,4 @@
-"""A base backup: the replication stream, cut into independent volumes, sealed and uploaded while it arrives."""
+"""A base backup, full or incremental: the stream, cut into independent volumes, sealed and uploaded as it arrives."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from typing import Any
 
 from recovery.config import BaseBackupOptions
 from recovery.connections import Connection
-from recovery.errors import BackupError
+from recovery.errors import BackupError, ChainBroken, IntegrityError, ObjectMissing
 from recovery.manifest import Server, StoredObject, Wal
 from recovery.postgres.replication import (
     Archive,
     BaseBackup,
     ManifestBegins,
     Progress,
+    SendManifest,
     StreamOptions,
     TablespaceSize,
 )
 from recovery.postgres.tar import BLOCK, END_OF_ARCHIVE, Member, TarStream
 from recovery.repository import layout
-from recovery.repository.sealing import Sealed, SealingWriter
+from recovery.repository.catalog import Backup
+from recovery.repository.sealing import Sealed, SealingWriter, unseal
 from recovery.repository.store import ObjectStore
 
 GIB = 1 << 30
@@ -50,12 +52,14 @@ def take(
     server: Server,
     options: BaseBackupOptions,
     recipients: Sequence[Any],
+    parent: Backup | None = None,
     tick: Tick = lambda done, expected: None,
     volume_bytes: int = VOLUME_BYTES,
 ) -> Taken:
-    """Copy the whole cluster into volumes below `folder`; nothing is committed here.
+    """Copy the whole cluster into volumes below `folder`, or what changed since `parent`; nothing is committed here.
 
-    Raises BackupError or PreconditionError (the server), StoreError (the store). Uploads under way are aborted.
+    Raises ChainBroken before anything is stored when no incremental can be built on `parent`, BackupError or
+    PreconditionError (the server), StoreError (the store). Uploads under way are aborted.
     """
     compression, rate = options.compression, options.max_rate_mib_per_second
     stream_options = StreamOptions(
@@ -63,8 +67,11 @@ def take(
         checkpoint=options.checkpoint,
         server_compression=(compression.level, compression.workers) if compression.where == "server" else None,
         max_rate_kib_per_second=rate * 1024 if rate else None,
+        parent_manifest=_manifest_of(store, parent) if parent is not None else None,
     )
     with BaseBackup(connection, stream_options, version_number=server.version_number) as stream:
+        if parent is not None:
+            _check_timeline(stream, parent)
         volumes = _Volumes(
             store, folder, options=options, recipients=recipients, sizes=stream.tablespaces, volume_bytes=volume_bytes
         )
@@ -82,6 +89,36 @@ def take(
             included=stream_options.include_wal,
         )
     return Taken(objects, wal)
+
+
+def _manifest_of(store: ObjectStore, parent: Backup) -> SendManifest:
+    """A parent's backup_manifest is in clear: the worker that reads it has no key."""
+
+    def send(to: Callable[[bytes], None]) -> None:
+        class Sink:
+            def write(self, data: bytes, /) -> None:
+                to(data)
+
+        try:
+            for sealed in parent.objects("backup_manifest"):
+                unseal(store, sealed, Sink(), identities=())
+        except (ObjectMissing, IntegrityError) as problem:
+            raise ChainBroken(
+                f"the backup_manifest of {parent.id} is of no use: {problem.what}",
+                where=problem.where,
+                remedy="take a full backup",
+            ) from None
+
+    return send
+
+
+def _check_timeline(stream: BaseBackup, parent: Backup) -> None:
+    """A promotion between the decision and now: only here is the timeline that the backup runs on certain."""
+    before = parent.manifest.wal
+    if before is None or stream.start.timeline != before.end_timeline:
+        raise ChainBroken(
+            f"the server has moved to timeline {stream.start.timeline} since {parent.id}", remedy="take a full backup"
+        )
 
 
 def _copy(stream: BaseBackup, volumes: _Volumes, tick: Tick) -> None:

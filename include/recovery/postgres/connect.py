@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -93,8 +93,17 @@ def timeouts(version_number: int) -> list[str]:
 
 
 def replication_conninfo(connection: Connection, *, version_number: int) -> bytes:
-    """The connection string of a physical replication session."""
-    options = " ".join(f"-c {name}=0" for name in [*timeouts(version_number), "wal_sender_timeout"])
+    """The connection string of a base backup's session."""
+    return _replication(connection, [*timeouts(version_number), "wal_sender_timeout"])
+
+
+def wal_conninfo(connection: Connection, *, version_number: int) -> bytes:
+    """The connection string of a WAL stream: here the server must notice a receiver that is gone, to free its slot."""
+    return _replication(connection, timeouts(version_number))
+
+
+def _replication(connection: Connection, switched_off: Sequence[str]) -> bytes:
+    options = " ".join(f"-c {name}=0" for name in switched_off)
     values = parameters(connection)
     values.pop("dbname")
     return conninfo.make_conninfo(**values, replication="true", options=options).encode()

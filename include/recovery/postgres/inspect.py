@@ -13,9 +13,16 @@ from recovery.config import SUPPORTED_MAJORS, Compression
 from recovery.connections import Connection
 from recovery.errors import PreconditionError
 from recovery.manifest import Database, Server, Tablespace
-from recovery.postgres import connect, replication, tools
+from recovery.postgres import connect, replication, tools, trust
+from recovery.postgres.wal.positions import parse_lsn
 
 Session = psycopg.Connection[TupleRow]
+
+# On a primary the control file's timeline is behind for a moment after a promotion; on a standby there is no other.
+_TIMELINE: LiteralString = """
+SELECT CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END
+"""
 
 
 def inspect(connection: Connection) -> Server:
@@ -43,6 +50,22 @@ def inspect(connection: Connection) -> Server:
             ),
             tablespaces=_tablespaces(session),
             databases=_databases(session, connection),
+        )
+
+
+def trust_state(connection: Connection, server: Server) -> trust.State:
+    """What the trust engine asks of the server; raises PreconditionError."""
+    summarizes = server.major >= trust.FIRST_MAJOR
+    with connect.session(connection) as session:
+        timeline = int(_one(session, _TIMELINE))
+        return trust.State(
+            system_identifier=server.system_identifier,
+            version_number=server.version_number,
+            timeline=timeline,
+            data_checksums=server.data_checksums,
+            wal_log_hints=server.wal_log_hints,
+            summarize_wal=summarizes and _one(session, "SHOW summarize_wal") == "on",
+            summarized_from=trust.unbroken_from(_summaries(session, timeline)) if summarizes else None,
         )
 
 
@@ -105,6 +128,11 @@ def _check_room(session: Session, where: str, setting: str, used_query: LiteralS
             where=where,
             remedy=f"raise {setting}, or end one that is not needed",
         )
+
+
+def _summaries(session: Session, timeline: int) -> list[tuple[int, int]]:
+    rows = session.execute("SELECT start_lsn, end_lsn FROM pg_available_wal_summaries() WHERE tli = %s", (timeline,))
+    return [(parse_lsn(start), parse_lsn(end)) for start, end in rows]
 
 
 def _tablespaces(session: Session) -> list[Tablespace]:

@@ -1,4 +1,4 @@
-"""The streaming replication protocol's BASE_BACKUP, spoken through libpq as psycopg wraps it (PostgreSQL manual, 55.4).
+"""BASE_BACKUP and UPLOAD_MANIFEST, spoken through libpq as psycopg wraps it (PostgreSQL manual, 55.4).
 
 One class, one exchange. What it yields is the server's stream as it came; volumes and sealing are elsewhere.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import select
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -15,11 +15,14 @@ from typing import Any, Literal
 from psycopg import OperationalError, pq
 
 from recovery.connections import Connection
-from recovery.errors import BackupError, RecoveryError
+from recovery.errors import BackupError, ChainBroken
 from recovery.postgres import connect
 
 # A server that sends nothing for this long while it has a backup to send has lost its network or its disk.
 _SILENCE_SECONDS = 600
+
+SendManifest = Callable[[Callable[[bytes], None]], None]
+"""Passes a parent's backup_manifest, piece by piece, to the function that it is given."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class StreamOptions:
     """zstd level and workers; None: the client compresses."""
     max_rate_kib_per_second: int | None = None
     include_wal: bool = True
+    parent_manifest: SendManifest | None = None
+    """An incremental backup: sends the backup_manifest of what it builds on."""
 
     def command(self) -> bytes:
         options = [
@@ -49,6 +54,8 @@ class StreamOptions:
             options += ["COMPRESSION 'zstd'", f"COMPRESSION_DETAIL '{detail}'"]
         if self.max_rate_kib_per_second is not None:
             options.append(f"MAX_RATE {self.max_rate_kib_per_second}")
+        if self.parent_manifest is not None:
+            options.append("INCREMENTAL")
         return f"BASE_BACKUP ({', '.join(options)})".encode()
 
 
@@ -100,8 +107,9 @@ def check_connection(connection: Connection, *, version_number: int) -> None:
 class BaseBackup:
     """A base backup under way. Use it as a context manager, iterate messages() to the end, then read `end`.
 
-    Raises PreconditionError when the connection is refused and BackupError when the server ends the backup. Leaving the
-    block early closes the connection, and the server abandons the backup.
+    Raises PreconditionError when the connection is refused, ChainBroken when the server refuses an incremental before
+    it has sent anything, and BackupError when it ends the backup. Leaving the block early closes the connection, and
+    the server abandons the backup.
     """
 
     def __init__(self, connection: Connection, options: StreamOptions, *, version_number: int) -> None:
@@ -151,16 +159,45 @@ class BaseBackup:
     def _begin(self) -> None:
         if self._options.include_wal:
             self._hold_wal()
-        self._session.send_query(self._options.command())
-        self.start = _position(self._result(pq.ExecStatus.TUPLES_OK))
+        if self._options.parent_manifest is None:
+            self._start()
+        else:
+            try:
+                self._upload_manifest(self._options.parent_manifest)
+                self._start()
+            except BackupError as problem:
+                if self._session.status != pq.ConnStatus.OK:
+                    raise
+                raise ChainBroken(problem.what, where=self._where, remedy="take a full backup") from None
         self.tablespaces = _tablespaces(self._result(pq.ExecStatus.TUPLES_OK))
         self._result(pq.ExecStatus.COPY_OUT)
+
+    def _start(self) -> None:
+        self._session.send_query(self._options.command())
+        self.start = _position(self._result(pq.ExecStatus.TUPLES_OK))
+
+    def _upload_manifest(self, send: SendManifest) -> None:
+        self._session.send_query(b"UPLOAD_MANIFEST")
+        self._result(pq.ExecStatus.COPY_IN)
+        try:
+            send(self._send)
+            self._session.put_copy_end()
+        except OperationalError as problem:
+            raise self._failed(str(problem)) from None
+        self._result(pq.ExecStatus.COMMAND_OK)
+        self._drain()
+
+    def _send(self, data: bytes) -> None:
+        self._session.put_copy_data(data)
 
     def _hold_wal(self) -> None:
         """A temporary slot keeps the backup's WAL from being recycled until it is sent; it ends with the session."""
         name = f"recovery_base_{self._session.backend_pid}"
         self._session.send_query(f"CREATE_REPLICATION_SLOT {name} TEMPORARY PHYSICAL (RESERVE_WAL)".encode())
         self._result(pq.ExecStatus.TUPLES_OK)
+        self._drain()
+
+    def _drain(self) -> None:
         while self._session.get_result() is not None:
             pass
 
@@ -193,7 +230,7 @@ class BaseBackup:
         except Exception as problem:
             raise self._failed(str(problem)) from None
 
-    def _failed(self, message: str) -> RecoveryError:
+    def _failed(self, message: str) -> BackupError:
         text = message.strip().splitlines()[0] if message.strip() else "the connection was lost"
         text = text.removeprefix("ERROR:").strip()
         if "replication slots are in use" in text:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +25,10 @@ from recovery.errors import ServerError
 from recovery.postgres.owner import Owner, give
 from recovery.postgres.tools import Tools
 
+_STATE = """
+SELECT pg_is_in_recovery(), coalesce(pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0'), 0)::bigint,
+       pg_is_in_recovery() AND pg_get_wal_replay_pause_state() = 'paused'
+"""
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 20
 # Recovery refuses values below the primary's while hot standby is on; pg_control has recorded them (manual, 26.4.4).
@@ -44,7 +48,15 @@ class SandboxServer:
         owner: Owner | None,
         preload: Sequence[str] = (),
         start_seconds: float = 3600,
+        lasting: bool = False,
+        paused: bool = False,
+        tick: Callable[[int], None] = lambda replayed_lsn: None,
     ) -> None:
+        """`lasting`: what it writes is kept. `paused`: entered when recovery has paused at its target, not at its end.
+
+        `tick` is called with the last replayed LSN while it recovers; `start_seconds` count from the last progress.
+        """
+        self._lasting, self._paused, self._tick = lasting, paused, tick
         self._pgdata, self._tools, self._superuser, self._owner = pgdata, tools, superuser, owner
         self._preload, self._start_seconds = preload, start_seconds
         self._process: subprocess.Popen[bytes] | None = None
@@ -139,9 +151,9 @@ class SandboxServer:
             "shared_buffers": "128MB",
             "external_pid_file": "",
             "autovacuum": "off",
-            # Nothing that the sandbox writes outlives it.
-            "fsync": "off",
-            "full_page_writes": "off",
+            # Nothing that a mere sandbox writes outlives it.
+            "fsync": "on" if self._lasting else "off",
+            "full_page_writes": "on" if self._lasting else "off",
         }
 
     def _recorded_settings(self) -> dict[str, str]:
@@ -191,7 +203,7 @@ class SandboxServer:
     def _wait(self) -> None:
         """Until the server accepts writes: recovery has ended and the cluster is open."""
         assert self._process is not None
-        deadline = time.monotonic() + self._start_seconds
+        deadline, before = time.monotonic() + self._start_seconds, 0
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise ServerError(
@@ -201,9 +213,14 @@ class SandboxServer:
                 )
             try:
                 with self.connect("template1") as session:
-                    row = session.execute("SELECT pg_is_in_recovery()").fetchone()
-                if row is not None and row[0] is False:
+                    row = session.execute(_STATE).fetchone()
+                assert row is not None
+                recovering, replayed, paused = row
+                if not recovering or (self._paused and paused):
                     return
+                if replayed != before:
+                    before, deadline = replayed, time.monotonic() + self._start_seconds
+                    self._tick(replayed)
             except psycopg.OperationalError as problem:
                 # While it starts it says "the database system is starting up". Any other refusal is for good.
                 text = str(problem).rpartition("FATAL:")[2].strip()

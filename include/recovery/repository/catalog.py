@@ -38,6 +38,7 @@ class Backup:
             "id": found.id,
             "system": found.system,
             "kind": found.kind,
+            "parent": found.parent,
             "recovery_point": found.recovery_point.isoformat(),
             "source_bytes": found.source_bytes,
             "stored_bytes": found.stored_bytes,

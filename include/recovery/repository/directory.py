@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from recovery.errors import ObjectExists, ObjectMissing, StoreError
-from recovery.repository.store import ObjectInfo
+from recovery.repository.store import ObjectInfo, Unfinished
 
 PART_SIZE = 1 << 20
 _WRITEBACK_BYTES = 16 << 20
@@ -74,7 +75,10 @@ class DirectoryStore:
     def scan(self, prefix: str) -> Iterator[ObjectInfo]:
         base = self.root / prefix.rpartition("/")[0]
         with _explained(prefix, self.description):
-            paths = [path for path in base.rglob("*") if path.is_file() and not _OWN.intersection(path.parts)]
+            # Directories vanish while others delete; os.walk() goes on then.
+            walk = os.walk(base, onerror=_unless_gone)
+            paths = [Path(folder, name) for folder, _, names in walk for name in names]
+            paths = [path for path in paths if not _OWN.intersection(path.parts)]
             keys = sorted((path.relative_to(self.root).as_posix(), path) for path in paths)
             for key, path in keys:
                 if key.startswith(prefix):
@@ -83,15 +87,28 @@ class DirectoryStore:
                         yield _info(key, path)
 
     def folders(self, prefix: str) -> list[str]:
-        base = self.root / prefix
-        if not base.is_dir():
-            return []
-        return sorted(entry.name for entry in base.iterdir() if entry.is_dir() and entry.name not in _OWN)
+        with _explained(prefix, self.description):
+            try:
+                entries = list((self.root / prefix).iterdir())
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            return sorted(entry.name for entry in entries if entry.is_dir() and entry.name not in _OWN)
 
     def delete(self, key: str) -> None:
         with _explained(key, self.description):
-            self.path(key).unlink(missing_ok=True)
-            self.path(f"{_METADATA}/{key}").unlink(missing_ok=True)
+            for path in (self.path(key), self.path(f"{_METADATA}/{key}")):
+                path.unlink(missing_ok=True)
+                self._prune(path.parent)
+
+    def unfinished(self, prefix: str) -> list[Unfinished]:
+        """Every file in staging, whatever the prefix: nothing there tells what it was to become."""
+        found = []
+        for path in sorted((self.root / _STAGING).glob("*")):
+            # Its writer may be completing it at this moment.
+            with contextlib.suppress(FileNotFoundError):
+                info = _info(f"{_STAGING}/{path.name}", path)
+                found.append(Unfinished(info.key, info.modified, partial(path.unlink, missing_ok=True)))
+        return found
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -101,6 +118,15 @@ class DirectoryStore:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
+
+    def _prune(self, folder: Path) -> None:
+        """Remove directories that became empty: an empty one is no folder of a repository."""
+        while folder != self.root:
+            try:
+                folder.rmdir()
+            except OSError:
+                return  # Something is in it again, or was all along.
+            folder = folder.parent
 
     def _keep_metadata(self, key: str, metadata: Mapping[str, str], *, only_if_absent: bool) -> None:
         """In a file of its own, written first: an object never stands without it."""
@@ -141,16 +167,34 @@ class _FileUpload:
         os.fsync(self._file.fileno())
         self._file.close()
         target = self._store.path(self._key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if only_if_absent:
-            os.link(self._temporary, target)
-        else:
-            self._temporary.replace(target)
-        folder = os.open(target.parent, os.O_RDONLY)
+        while not self._placed(target, only_if_absent=only_if_absent):
+            pass
+        # Without its directory the object was deleted already, and there is nothing to sync.
+        with contextlib.suppress(FileNotFoundError):
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def _placed(self, target: Path, *, only_if_absent: bool) -> bool:
+        """Give the file its name; False when the directory for it was pruned at this moment."""
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError):
+            if target.parent.exists() and not target.parent.is_dir():
+                raise
+            return False
+        try:
+            if only_if_absent:
+                os.link(self._temporary, target)
+            else:
+                self._temporary.replace(target)
+        except FileNotFoundError:
+            if not self._temporary.exists():
+                raise
+            return False
+        return True
 
     def _start_writeback(self) -> None:
         """Let the kernel begin to write: fsync() then has little to wait for, and the database keeps its page cache."""
@@ -161,6 +205,11 @@ class _FileUpload:
     def abort(self) -> None:
         self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+
+def _unless_gone(problem: OSError) -> None:
+    if not isinstance(problem, FileNotFoundError):
+        raise problem
 
 
 def _info(key: str, path: Path) -> ObjectInfo:

@@ -54,5 +54,23 @@ def lease_folder(kind: str, name: str, job: str) -> str:
     return f"leases/{kind}/{name}/{job}/"
 
 
+def job_of(kind: str) -> str:
+    """The lease under which backups of a kind are made: base backups follow each other, full or incremental."""
+    return "dump" if kind == "dump" else "base"
+
+
+def holds_folder(name: str) -> str:
+    return f"holds/{name}/"
+
+
+def hold(name: str, identifier: str) -> str:
+    return f"{holds_folder(name)}{identifier}.json"
+
+
+def full_request(name: str) -> str:
+    """Its presence asks the next physical backup to be a full one."""
+    return f"requests/{name}/full.json"
+
+
 def evidence(moment: datetime, drill_id: str) -> str:
     return f"evidence/{moment.astimezone(UTC):%Y-%m-%d}/{drill_id}.json"

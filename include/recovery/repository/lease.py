@@ -23,6 +23,13 @@ from recovery.repository.store import ObjectInfo, ObjectStore, put_once
 DEFAULT_TTL = timedelta(seconds=120)
 
 
+def held_jobs(store: ObjectStore, *, kind: str, name: str) -> frozenset[str]:
+    """The jobs of a system that somebody is at work on now."""
+    folder = layout.lease_folder(kind, name, "")[:-1]
+    jobs = store.folders(folder)
+    return frozenset(job for job in jobs if Lease(store, kind=kind, name=name, job=job).holder() is not None)
+
+
 class Lease:
     """Held inside a `with` block and renewed by a thread. Call check() before anything that must not happen twice.
 
@@ -44,7 +51,7 @@ class Lease:
 
     def __enter__(self) -> Lease:
         newest = self._newest()
-        if newest is not None and (holder := self._held_by(newest)):
+        if holder := self._held_by(newest):
             raise LeaseError(
                 f"{self._what} is being written by {holder}",
                 where=self._store.description,
@@ -71,6 +78,10 @@ class Lease:
                 self._sweep()
             except StoreError:
                 return  # It expires by itself; the work that it guarded is done or has failed with its own error.
+
+    def holder(self) -> str | None:
+        """Who holds it now, whether or not that is us."""
+        return self._held_by(self._newest())
 
     def check(self) -> None:
         """Raise LeaseError if the lease was lost: another writer may be at work."""
@@ -123,7 +134,9 @@ class Lease:
     def _newest(self) -> ObjectInfo | None:
         return max(self._store.scan(self._folder), key=lambda info: info.key, default=None)
 
-    def _held_by(self, newest: ObjectInfo) -> str | None:
+    def _held_by(self, newest: ObjectInfo | None) -> str | None:
+        if newest is None:
+            return None
         try:
             document = json.loads(self._store.get(newest.key))
         except ObjectMissing:

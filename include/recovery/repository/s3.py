@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
@@ -32,7 +33,7 @@ from recovery.errors import (
     StoreError,
     StoreUnreachable,
 )
-from recovery.repository.store import ObjectInfo
+from recovery.repository.store import ObjectInfo, Unfinished
 
 if TYPE_CHECKING:
     from botocore.config import Config
@@ -147,7 +148,13 @@ class S3Store:
     def head(self, key: str) -> ObjectInfo:
         with self._explained(key):
             answer = self._client.head_object(**self._at(key))
-        return ObjectInfo(key, answer["ContentLength"], answer["LastModified"], answer.get("Metadata", {}))
+        return ObjectInfo(
+            key,
+            answer["ContentLength"],
+            answer["LastModified"],
+            answer.get("Metadata", {}),
+            answer.get("ObjectLockRetainUntilDate"),
+        )
 
     def scan(self, prefix: str) -> Iterator[ObjectInfo]:
         pages = self._client.get_paginator("list_objects_v2")
@@ -176,6 +183,19 @@ class S3Store:
                     if entry["Key"] == self._key(key):
                         self._client.delete_object(**self._at(key), VersionId=entry["VersionId"])
 
+    def unfinished(self, prefix: str) -> list[Unfinished]:
+        pages = self._client.get_paginator("list_multipart_uploads")
+        with self._explained(prefix):
+            return [
+                Unfinished(
+                    entry["Key"].removeprefix(self._key("")),
+                    entry["Initiated"],
+                    partial(self._abort, entry["Key"], entry["UploadId"]),
+                )
+                for page in pages.paginate(Bucket=self._bucket, Prefix=self._key(prefix))
+                for entry in page.get("Uploads", [])
+            ]
+
     def now(self) -> datetime:
         with self._explained(""):
             answer = self._client.head_bucket(Bucket=self._bucket)
@@ -200,6 +220,14 @@ class S3Store:
                 where=self.description,
                 remedy="make a bucket with Object Lock enabled, or remove object_lock from the configuration",
             )
+
+    def _abort(self, whole_key: str, upload: str) -> None:
+        # One that ended by itself meanwhile is as good as aborted.
+        with (
+            self._explained(whole_key.removeprefix(self._key(""))),
+            contextlib.suppress(self._client.exceptions.NoSuchUpload),
+        ):
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=whole_key, UploadId=upload)
 
     def _key(self, key: str) -> str:
         return f"{self._prefix}/{key}"

@@ -5,7 +5,7 @@ Implementations: s3.py and directory.py. Keys are slash-separated and relative t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -17,13 +17,23 @@ from recovery.errors import ConditionsUnsupported, ObjectExists, ObjectMissing
 class ObjectInfo:
     """One stored object: its key, its size in bytes, and when the store says it was written.
 
-    `metadata` is what its put() was given; only head() fills it in.
+    `metadata` is what its put() was given, `locked_until` the end of its Object Lock; only head() fills them in.
     """
 
     key: str
     size: int
     modified: datetime
     metadata: Mapping[str, str] = field(default_factory=dict)
+    locked_until: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An upload that was begun and neither completed nor aborted. Its parts cost room, and no listing shows them."""
+
+    key: str
+    begun: datetime
+    abort: Callable[[], None]
 
 
 class Reader(Protocol):
@@ -89,6 +99,9 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object that carries no lock; an absent one is no error."""
+
+    def unfinished(self, prefix: str) -> list[Unfinished]:
+        """The open uploads below a prefix, or of the whole store where it does not know whose they are."""
 
     def now(self) -> datetime:
         """The store's clock, so that ages do not depend on this machine's."""

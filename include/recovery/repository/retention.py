@@ -1,0 +1,320 @@
+"""What a repository keeps and what may go: a pure plan from what lies there, the rules, and the store's clock.
+
+A backup stays when any rule wants it, and with it every backup that its restore needs. Times decide, and the cluster;
+the number of a timeline never does, for it can begin anew.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from recovery.config import Retention
+from recovery.errors import PreconditionError
+from recovery.repository import leftovers
+from recovery.repository.catalog import Backup
+from recovery.repository.leftovers import Horizon, Sweep
+from recovery.repository.store import Unfinished
+from recovery.repository.survey import Survey, cluster_of, kind_of
+
+_PERIODS: Mapping[str, Callable[[datetime], Any]] = {
+    "daily": lambda moment: moment.date(),
+    "weekly": lambda moment: moment.isocalendar()[:2],
+    "monthly": lambda moment: (moment.year, moment.month),
+    "yearly": lambda moment: moment.year,
+}
+
+Want = tuple[Backup, str]
+"""A backup, and what wants it."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One backup: it stays for its `reasons`; without any it goes, or will when its lock has ended."""
+
+    backup: Backup
+    bytes: int
+    reasons: tuple[str, ...]
+    locked_until: datetime | None = None
+
+    @property
+    def goes(self) -> bool:
+        return not self.reasons and self.locked_until is None
+
+    @property
+    def word(self) -> str:
+        return "delete" if self.goes else "keep" if self.reasons else "locked"
+
+    @property
+    def why(self) -> str:
+        if self.locked_until is not None:
+            return f"no rule wants it; it can go from {self.locked_until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC on"
+        return "; ".join(self.reasons) or "no rule wants it"
+
+    def document(self) -> dict[str, Any]:
+        found = self.backup.manifest
+        return {
+            "id": found.id,
+            "kind": found.kind,
+            "system_identifier": found.server.system_identifier,
+            "recovery_point": found.recovery_point.isoformat(),
+            "stored_bytes": self.bytes,
+            "decision": self.word,
+            "reasons": list(self.reasons),
+            "locked_until": self.locked_until.isoformat() if self.locked_until else None,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decisions are oldest first. `problems` are lines for a person: what was left alone, for want of understanding."""
+
+    decisions: tuple[Decision, ...]
+    sweeps: tuple[Sweep, ...]
+    uploads: tuple[Unfinished, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def doomed(self) -> list[Backup]:
+        return [decision.backup for decision in self.decisions if decision.goes]
+
+    def keys(self, survey: Survey) -> list[str]:
+        """Every object that goes."""
+        objects = [info for backup in self.doomed for info in survey.folders.get(backup.folder, ())]
+        return [info.key for info in objects + [info for sweep in self.sweeps for info in sweep.objects]]
+
+    @property
+    def freed_bytes(self) -> int:
+        backups = sum(decision.bytes for decision in self.decisions if decision.goes)
+        return backups + sum(sweep.bytes for sweep in self.sweeps)
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "backups": [decision.document() for decision in self.decisions],
+            "swept": [
+                {
+                    "what": sweep.what,
+                    "where": sweep.where,
+                    "objects": len(sweep.objects),
+                    "bytes": sweep.bytes,
+                    "locked_objects": len(sweep.locked),
+                    "locked_until": sweep.locked_until.isoformat() if sweep.locked_until else None,
+                }
+                for sweep in self.sweeps
+            ],
+            "unfinished_uploads": [upload.key for upload in self.uploads],
+            "freed_bytes": self.freed_bytes,
+            "problems": list(self.problems),
+        }
+
+
+def make(survey: Survey, rules: Retention) -> Plan:
+    """Decide on every backup, every segment of WAL and every orphan."""
+    return _Planner(survey, rules).plan()
+
+
+class _Planner:
+    def __init__(self, survey: Survey, rules: Retention) -> None:
+        self._survey, self._rules = survey, rules
+        self._chains, self._broken = _chains(survey)
+        complete = [each for each in survey.catalog.backups if each.folder in self._chains]
+        self._physical = [backup for backup in complete if backup.manifest.kind != "dump"]
+        self._dumps = [backup for backup in complete if backup.manifest.kind == "dump"]
+        self._window = self._windows()
+
+    def plan(self) -> Plan:
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for backup, why in [*self._wanted(), *self._protected()]:
+            reasons[backup.folder].append(why)
+        wanted = [backup for backup in self._survey.catalog.backups if reasons[backup.folder]]
+        self._keep_chains(wanted, reasons)
+        locks = self._locks(reasons)
+        decisions = tuple(
+            Decision(
+                backup, self._survey.size(backup), tuple(reasons[backup.folder]), locked_until=locks.get(backup.folder)
+            )
+            for backup in self._survey.catalog.backups
+        )
+        staying = [decision.backup for decision in decisions if not decision.goes]
+        after = self._rules.orphans_after
+        sweeps = leftovers.find(self._survey, horizons=self._horizons(wanted), staying=staying, after=after)
+        return Plan(decisions, tuple(sweeps), leftovers.stale_uploads(self._survey, after), tuple(self._problems()))
+
+    # What the configuration wants.
+
+    @property
+    def _periodic(self) -> bool:
+        return any(getattr(self._rules, period) for period in _PERIODS)
+
+    @property
+    def _physical_rules(self) -> bool:
+        return bool(self._rules.window is not None or self._rules.fulls or self._periodic)
+
+    def _wanted(self) -> Iterator[Want]:
+        rules = self._rules
+        if self._physical_rules:
+            for backups in self._window.values():
+                yield from ((backup, "window") for backup in backups)
+            fulls = [backup for backup in self._physical if backup.manifest.kind == "full"]
+            newest = {backup.folder for backup in fulls[-(rules.fulls or 0) :] if rules.fulls}
+            yield from ((each, "fulls") for each in self._physical if self._base(each).folder in newest)
+            yield from self._newest_of_periods(self._physical)
+        else:
+            yield from ((backup, "no rule is set for base backups") for backup in self._physical)
+        if rules.dumps or self._periodic:
+            yield from ((backup, "dumps") for backup in self._dumps[-(rules.dumps or 0) :] if rules.dumps)
+            yield from self._newest_of_periods(self._dumps)
+        else:
+            yield from ((backup, "no rule is set for dumps") for backup in self._dumps)
+
+    def _newest_of_periods(self, backups: Sequence[Backup]) -> Iterator[Want]:
+        for period, of in _PERIODS.items():
+            # A later backup replaces an earlier one of the same period.
+            newest = {of(backup.manifest.recovery_point): backup for backup in backups}
+            count = getattr(self._rules, period)
+            yield from ((newest[key], period) for key in sorted(newest)[-count:] if count)
+
+    def _windows(self) -> dict[str, list[Backup]]:
+        """For each cluster that the window reaches: what the window begins with, and all later backups."""
+        if self._rules.window is None:
+            return {}
+        begin = self._survey.now - self._rules.window
+        found = {}
+        for cluster in self._survey.clusters:
+            own = [backup for backup in self._physical if cluster_of(backup.folder) == cluster]
+            ends = [self._survey.wal_end(cluster), *(backup.manifest.finished_at for backup in own)]
+            if own and not self._survey.superseded(cluster, at=begin, end=max(ends)):
+                before = [backup for backup in own if backup.manifest.finished_at <= begin]
+                later = [backup for backup in own if backup.manifest.finished_at > begin]
+                found[cluster] = [*self._beginnings(cluster, before, later, begin), *later]
+        return found
+
+    def _beginnings(
+        self, cluster: str, before: Sequence[Backup], later: Sequence[Backup], begin: datetime
+    ) -> list[Backup]:
+        """The newest backup from before the window, and the newest that leads to each timeline that lived in it.
+
+        The two are not the same after a recovery to an earlier moment: a backup that is younger than that moment lies
+        on the timeline that was left. Where a history is not known, whatever may lead there stays.
+        """
+        living = {wal.end_timeline for backup in later if (wal := backup.manifest.wal)}
+        living |= {
+            item.timeline for item in self._survey.wal.get(cluster, ()) if item.segment and item.info.modified > begin
+        }
+        found = {backup.folder: backup for backup in before[-1:]}
+        for timeline in living:
+            for backup in reversed(before):
+                leads = self._survey.leads_to(backup, timeline)
+                if leads is not False:
+                    found[backup.folder] = backup
+                if leads:
+                    break
+        return list(found.values())
+
+    def _base(self, backup: Backup) -> Backup:
+        return self._chains[backup.folder][0] if self._chains[backup.folder] else backup
+
+    # What stays whatever the configuration wants.
+
+    def _protected(self) -> Iterator[Want]:
+        survey = self._survey
+        fulls = [backup for backup in self._physical if backup.manifest.kind == "full"]
+        yield from ((backup, "newest full") for backup in fulls[-1:])
+        yield from ((backup, "newest base backup") for backup in self._physical[-1:])
+        if "base" in survey.busy:
+            newest = {cluster_of(backup.folder): backup for backup in self._physical}
+            yield from ((backup, "a backup under way may stand on it") for backup in newest.values())
+        for group in (self._physical, self._dumps):
+            proven = [backup for backup in group if backup.id in survey.proven]
+            yield from ((backup, "last proven") for backup in proven[-1:])
+        for backup in survey.catalog.backups:
+            if backup.id in survey.holds:
+                yield backup, f"hold: {survey.holds[backup.id]}"
+            if backup.folder in self._broken:
+                yield backup, "its chain is broken"
+        for folder in survey.unreadable:
+            if kind_of(folder) in ("incremental", None):
+                older = [each for each in self._physical if _before(each, folder)]
+                yield from ((backup, f"{_name(folder)} cannot be read, and may need it") for backup in older)
+
+    def _keep_chains(self, backups: Sequence[Backup], reasons: dict[str, list[str]]) -> None:
+        needing: dict[str, list[str]] = defaultdict(list)
+        for backup in backups:
+            for member in self._chains.get(backup.folder) or self._broken.get(backup.folder) or ():
+                needing[member.folder].append(backup.id)
+        for folder, ids in needing.items():
+            more = f" and {len(ids) - 1} more need it" if len(ids) > 1 else " needs it"
+            reasons[folder].append(ids[-1] + more)
+
+    def _locks(self, reasons: Mapping[str, Sequence[str]]) -> dict[str, datetime]:
+        """When the backups that no rule wants can go: whole, and not before those that stand on them."""
+        found: dict[str, datetime] = {}
+        for backup in self._survey.catalog.backups:
+            until = self._survey.locked_until(self._survey.folders.get(backup.folder, ()))
+            if until is None or reasons.get(backup.folder):
+                continue
+            for member in (*self._chains[backup.folder], backup):
+                if not reasons.get(member.folder):
+                    found[member.folder] = max(until, found.get(member.folder, until))
+        return found
+
+    # WAL.
+
+    def _horizons(self, wanted: Sequence[Backup]) -> dict[str, Horizon]:
+        """The clusters whose WAL may go, and what of it."""
+        if not self._physical_rules:
+            return {}
+        survey = self._survey
+        at = survey.now if self._rules.window is None else survey.now - self._rules.window
+        puzzling = {cluster_of(folder) for folder in survey.unreadable if kind_of(folder) != "dump"}
+        found = {}
+        for cluster in set(survey.wal) - puzzling:
+            if self._rules.window is None:
+                own = [each for each in wanted if cluster_of(each.folder) == cluster and each.manifest.kind != "dump"]
+            else:
+                own = self._window.get(cluster, [])
+            if own:
+                reached = leftovers.horizon(own)
+            else:
+                reached = Horizon() if survey.superseded(cluster, at=at, end=survey.wal_end(cluster)) else None
+            if reached is not None:
+                found[cluster] = reached
+        return found
+
+    def _problems(self) -> Iterator[str]:
+        yield from (str(problem) for problem in self._survey.catalog.problems)
+        for folder in self._broken:
+            missing = PreconditionError(
+                "its chain lacks a backup, so that it cannot be restored; it is left alone",
+                where=_name(folder),
+                remedy="bring the missing one back, or remove its folder by hand",
+            )
+            yield str(missing)
+
+
+def _chains(survey: Survey) -> tuple[dict[str, tuple[Backup, ...]], dict[str, tuple[Backup, ...]]]:
+    """What each backup stands on, the full first; and for those whose chain has a gap, what is left of it."""
+    catalog = survey.catalog
+    complete, broken = {}, {}
+    for backup in catalog.backups:
+        try:
+            complete[backup.folder] = catalog.chain(backup)[:-1]
+        except PreconditionError:
+            cluster = cluster_of(backup.folder)
+            broken[backup.folder] = tuple(
+                each
+                for each in catalog.backups
+                if each.id in backup.manifest.chain and cluster_of(each.folder) == cluster
+            )
+    return complete, broken
+
+
+def _before(backup: Backup, folder: str) -> bool:
+    return cluster_of(backup.folder) == cluster_of(folder) and backup.id < _name(folder)
+
+
+def _name(folder: str) -> str:
+    return folder.rstrip("/").rpartition("/")[2]

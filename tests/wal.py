@@ -1,0 +1,139 @@
+"""Streaming WAL in tests: servers whose disks may be lost, streams in threads, and what a repository holds of a server."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lab.postgres import SUPERUSER, PostgresServer
+from lab.users import make_directory
+from recovery.postgres.wal import stream as streams
+from recovery.postgres.wal.archive import Archive
+from recovery.postgres.wal.positions import parse_lsn
+from tests.support import OWNER, Site, make_site
+
+SETTINGS = {"max_wal_size": "512MB", "checkpoint_timeout": "1h", "wal_keep_size": "0", "max_slot_wal_keep_size": "-1"}
+
+
+def new_server(folder: Path, name: str, **settings: str) -> PostgresServer:
+    """A small cluster with a table to write to; not started."""
+    server = PostgresServer(folder / name, major=17, name=name, settings=SETTINGS | settings)
+    server.passwords["backup"] = server.passwords[SUPERUSER]
+    return server
+
+
+def new_site(folder: Path, server: PostgresServer, *, repository: dict[str, Any]) -> Site:
+    site = make_site(folder, server, repository=repository)
+    point_at(site, server)
+    site.system["wal"] = {}
+    return site
+
+
+def point_at(site: Site, server: PostgresServer) -> None:
+    """The system's connection now leads to this server, as its superuser."""
+    from dataclasses import replace
+
+    connection = site.connections["app038_backup"]
+    site.add(
+        replace(connection, host=server.host, port=server.port, login=SUPERUSER, password=server.passwords[SUPERUSER])
+    )
+
+
+@contextmanager
+def streaming(site: Site) -> Iterator[list[streams.Outcome]]:
+    """A stream in this process while the block runs; its outcome is in the list afterwards, its error is raised."""
+    stopped, results, problems = threading.Event(), [], []
+
+    def work() -> None:
+        try:
+            results.append(streams.stream(lambda: site.installation().source("app038"), stop=stopped.is_set))
+        except BaseException as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield results
+    finally:
+        stopped.set()
+        thread.join(60)
+        assert not thread.is_alive()
+    if problems:
+        raise problems[0]
+
+
+def until(condition: Callable[[], Any], *, seconds: float = 30) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+    return found
+
+
+def current_lsn(server: PostgresServer) -> int:
+    return parse_lsn(server.execute("SELECT pg_current_wal_flush_lsn()")[0][0])
+
+
+def slot_lsn(server: PostgresServer) -> int:
+    rows = server.execute("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'recovery'")
+    return parse_lsn(rows[0][0]) if rows and rows[0][0] else 0
+
+
+def wait_stored(server: PostgresServer) -> int:
+    """Until everything that the server has written so far is acknowledged; returns that LSN.
+
+    A new slot begins at the newest checkpoint, which may be the end of WAL: something is written first.
+    """
+    server.execute("SELECT pg_logical_emit_message(true, 'test', 'x')")
+    lsn = current_lsn(server)
+    until(lambda: slot_lsn(server) >= lsn)
+    return lsn
+
+
+def archive_of(site: Site, server: PostgresServer) -> Archive:
+    identifier = server.execute("SELECT system_identifier::text FROM pg_control_system()")[0][0]
+    return Archive(site.store(), "app038", identifier, 16 << 20)
+
+
+def compare(site: Site, server: PostgresServer, *, timeline: int = 1) -> int:
+    """Every stored byte equals the server's file, where the server still has it. Returns how far it is stored."""
+    archive, identities = archive_of(site, server), site.installation().identities()
+    index = archive.index()
+    size = index.segment_bytes
+    for segment in {*index.segments, *index.pieces}:
+        file = server.data_dir / "pg_wal" / segment.name(size)
+        if segment.timeline != timeline or not file.exists():
+            continue
+        stored = size if segment in index.segments else index.open_bytes(segment)
+        found = archive.read_file(segment.name(size), identities=identities)
+        assert found is not None and found[:stored] == file.read_bytes()[:stored], segment
+    end = index.end_of(timeline)
+    assert end is not None
+    return end
+
+
+def write(server: PostgresServer, rows: int = 20_000) -> None:
+    server.execute("CREATE TABLE IF NOT EXISTS load (id bigserial, filler text)")
+    server.execute("INSERT INTO load (filler) SELECT md5(i::text) FROM generate_series(1, %s) i", (rows,))
+
+
+def standby_of(primary: PostgresServer, folder: Path, name: str) -> PostgresServer:
+    """A streaming standby, not started; it keeps no more WAL than the primary's settings say."""
+    standby = new_server(folder, name)
+    standby.passwords = dict(primary.passwords)
+    make_directory(standby.data_dir, user=standby.user)
+    subprocess.run(
+        [
+            primary.bindir / "pg_basebackup",
+            *("-D", standby.data_dir, "-d", primary.dsn(), "-c", "fast", "-X", "stream", "-R"),
+        ],
+        check=True,
+        capture_output=True,
+        **({"user": OWNER.uid, "group": OWNER.gid, "extra_groups": []} if OWNER else {}),
+    )
+    return standby
