@@ -137,6 +137,8 @@ class Compression(_Strict):
 
 
 class BaseBackupOptions(_Strict):
+    connection: ConnectionId | None = None
+    """Where base backups and incrementals are read, a standby for instance; otherwise the system's connection."""
     compression: Compression = Compression()
     max_rate_mib_per_second: Annotated[int, Field(ge=1)] | None = None
     checkpoint: Literal["fast", "spread"] = "fast"

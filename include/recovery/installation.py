@@ -53,11 +53,13 @@ class Installation:
     def source(self, name: str) -> Source:
         """A PostgreSQL system, ready to be backed up."""
         settings = self.configuration.postgres_system(name)
+        base = settings.base.connection
         return Source.of(
             self.configuration,
             name,
             connection=self.connection(settings.connection),
             store=self.store(settings.repository),
+            base_connection=self.connection(base) if base else None,
         )
 
     def identities(self) -> list[Any]:

@@ -102,7 +102,7 @@ def interrupt(process: subprocess.Popen[str], number: signal.Signals = signal.SI
 
 
 def nothing_is_listed(site: Site) -> None:
-    assert site.json("list") == {"app038": {"backups": [], "problems": []}}
+    assert site.json("list") == {"app038": {"windows": [], "backups": [], "problems": []}}
 
 
 def no_session_is_left(server: PostgresServer) -> None:

@@ -323,7 +323,7 @@ def test_verbose_adds_the_trace(site: Site) -> None:
 
 def test_a_system_without_a_backup_is_shown_as_one(site: Site) -> None:
     assert "no backup" in site.run("list").stdout
-    assert site.json("list") == {"app038": {"backups": [], "problems": []}}
+    assert site.json("list") == {"app038": {"windows": [], "backups": [], "problems": []}}
     assert "there is no backup to verify" in site.error("verify", expect=2)
 
 

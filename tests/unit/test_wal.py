@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from datetime import UTC, datetime
 
 import pyrage
@@ -110,8 +111,23 @@ def archive() -> Archive:
     return Archive(MemoryStore(), "app038", "7", SMALL, [IDENTITY.to_public()])
 
 
+def whole(segment: Segment, *, identifier: int = 7) -> bytes:
+    """A segment that begins as PostgreSQL's do, and is noise otherwise."""
+    header = struct.pack("=HHIQIIQ", 0xD116, 2, segment.timeline, segment.start(SMALL), 0, 0, identifier)
+    return header + bytes(range(256)) * (SMALL // 256 - 1) + bytes(256 - len(header))
+
+
+@pytest.mark.parametrize("data", [whole(Segment(1, 5), identifier=8), whole(Segment(1, 6))])
+def test_a_segment_of_another_cluster_or_place_is_never_given_out(archive: Archive, data: bytes) -> None:
+    archive.put_segment(Segment(1, 5), data)
+    with pytest.raises(IntegrityError, match=r"this is the WAL of cluster . at 0/.00000 -> it was copied to a place"):
+        archive.read_segment(Segment(1, 5), identities=[IDENTITY])
+    with pytest.raises(IntegrityError, match="this is the WAL of cluster"):
+        archive.check(Segment(1, 5), archive.index(), opens=True, identities=[IDENTITY])
+
+
 def test_a_segment_is_put_once_and_the_same_bytes_again_are_success(archive: Archive) -> None:
-    segment, data = Segment(1, 5), bytes(range(256)) * (SMALL // 256)
+    segment, data = Segment(1, 5), whole(Segment(1, 5))
     archive.put_segment(segment, data)
     archive.put_segment(segment, data)
     assert archive.read_segment(segment, identities=[IDENTITY]) == data

@@ -13,6 +13,7 @@ from recovery.cli._run import ConfigFile, Identity, Json, Run, Verbose, duration
 from recovery.errors import ConfigurationError
 from recovery.installation import Installation
 from recovery.postgres import verify as postgres_verify
+from recovery.postgres.wal import audit
 from recovery.repository import catalog, holds
 from recovery.repository.layout import ID_PATTERN
 from recovery.repository.verify import Level, Report, Verdict
@@ -29,14 +30,16 @@ def list_(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """The catalog: every recovery point, oldest first."""
+    """The catalog: every recovery point, oldest first, and the windows in which any moment can be restored."""
     with run(json=json, config_file=config_file, verbose=verbose) as call:
         installation = call.installation()
         stores = {system: installation.store_of(system) for system in _systems(installation, name)}
         found = {system: catalog.read(store, system) for system, store in stores.items()}
         held = {system: holds.read(store, system) for system, store in stores.items()}
+        windows = {system: audit.recoverable(store, found[system], system) for system, store in stores.items()}
         document = {
             system: {
+                "windows": [window.document() for window in windows[system]],
                 "backups": [
                     backup.summary() | {"hold": asdict(hold) if (hold := held[system].get(backup.id)) else None}
                     for backup in entry.backups
@@ -45,11 +48,16 @@ def list_(
             }
             for system, entry in found.items()
         }
-        call.emit(document, lambda console: _print_list(console, found, held))
+        call.emit(document, lambda console: _print_list(console, found, held, windows))
         failed(any(entry.problems for entry in found.values()))
 
 
-def _print_list(console: Console, found: dict[str, catalog.Catalog], held: dict[str, dict[str, holds.Hold]]) -> None:
+def _print_list(
+    console: Console,
+    found: dict[str, catalog.Catalog],
+    held: dict[str, dict[str, holds.Hold]],
+    windows: dict[str, list[audit.Window]],
+) -> None:
     now = datetime.now(UTC)
     lines = table("system", "id", "recovery point", "age", "source", "stored", "server")
     for system, entry in found.items():
@@ -69,6 +77,8 @@ def _print_list(console: Console, found: dict[str, catalog.Catalog], held: dict[
             lines.add_row(system, "[red]no backup[/]", "", "", "", "", "")
     console.print(lines)
     for system, entry in found.items():
+        for window in windows[system]:
+            console.print(f"any moment: {system} {window}", highlight=False, markup=False, soft_wrap=True)
         for identifier, hold in sorted(held[system].items()):
             console.print(f"held: {system} {identifier}: {hold}", highlight=False, markup=False, soft_wrap=True)
         for problem in entry.problems:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from recovery.cli._run import ConfigFile, Identity, Json, Run, Verbose, duration, failed, run, size
+from recovery.drill import evidence
 from recovery.errors import ConfigurationError, PreconditionError
 from recovery.postgres import load, moment, owner, plan, replay, restore, tools
 from recovery.repository import catalog
@@ -62,7 +63,13 @@ def plan_postgres(
         except PreconditionError as problem:
             blocked.append(str(problem))
         made = plan.make(
-            name, chain, target="not chosen yet", route=route, database=database, blocked_by=tuple(blocked)
+            name,
+            chain,
+            target="not chosen yet",
+            route=route,
+            bytes_per_second=evidence.measured_rate(store, name),
+            database=database,
+            blocked_by=tuple(blocked),
         )
         call.emit(made.document(), lambda console: _print_plan(console, made))
         failed(bool(blocked))
@@ -135,7 +142,8 @@ def _restore_base(
     places = restore.place_tablespaces(found, _parse_mappings(mappings))
     target = str(pgdata.absolute())
     spaces = {str(oid): str(path) for oid, path in places.items()}
-    made = plan.make(name, route.chain, target=target, route=route, tablespaces=spaces)
+    rate = evidence.measured_rate(store, name)
+    made = plan.make(name, route.chain, target=target, route=route, bytes_per_second=rate, tablespaces=spaces)
     _show(call, made)
     with call.progress() as progress:
         restored, reached = replay.restore_to(
@@ -228,7 +236,7 @@ def _print_plan(console: Console, made: plan.Plan) -> None:
         f"fetch           {size(made.fetch_bytes)} in {made.objects} objects",
         *([f"WAL             {size(made.wal_bytes)} in {made.wal_segments} segments"] if made.wal_segments else []),
         f"disk needed     {size(made.disk_bytes)}",
-        f"predicted time  {duration(made.predicted_seconds)}",
+        f"predicted time  {duration(made.predicted_seconds)}, from {made.predicted_from}",
         f"target          {made.target}",
         *(f"tablespace      {oid} -> {path}" for oid, path in made.tablespaces.items()),
         *(f"blocked         {reason}" for reason in made.blocked_by),

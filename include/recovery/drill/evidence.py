@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ from recovery.repository.verify import Verdict
 
 FORMAT_VERSION = 1
 _READERS = 8
+_NEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,28 @@ def read_all(store: ObjectStore) -> Iterator[dict[str, Any]]:
 
 def proven(store: ObjectStore, system: str) -> frozenset[str]:
     """The ids of a system's backups that a drill has ended `ok` on."""
-    keys = [info.key for info in store.scan("evidence/") if f"-{system}-drill-" in info.key]
+    return frozenset(str(document["backup"]) for document in _good(store, _keys(store, system), system))
+
+
+def measured_rate(store: ObjectStore, system: str) -> float | None:
+    """The bytes that a second of a restore brings back, by the newest good drills; None before the first."""
+    found = _good(store, _keys(store, system)[-_NEWEST:], system)
+    rates = [document["restored_bytes"] / document["rto_seconds"] for document in found if document.get("rto_seconds")]
+    return statistics.median(rates) if rates else None
+
+
+def _keys(store: ObjectStore, system: str) -> list[str]:
+    return [info.key for info in store.scan("evidence/") if f"-{system}-drill-" in info.key]
+
+
+def _good(store: ObjectStore, keys: list[str], system: str) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(_READERS) as readers:
         documents = [_decoded(data) for data in readers.map(store.get, keys)]
-    return frozenset(
-        str(document["backup"])
+    return [
+        document
         for document in documents
         if document.get("system") == system and document.get("verdict") == Verdict.OK and "backup" in document
-    )
+    ]
 
 
 def _decoded(data: bytes) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -41,9 +41,19 @@ class Source:
     connection: Connection
     store: ObjectStore
     recipients: tuple[str, ...]
+    base_connection: Connection | None = None
+    """Where the configuration reads base backups from another server of the cluster, a standby."""
 
     @classmethod
-    def of(cls, configuration: Configuration, name: str, *, connection: Connection, store: ObjectStore) -> Source:
+    def of(
+        cls,
+        configuration: Configuration,
+        name: str,
+        *,
+        connection: Connection,
+        store: ObjectStore,
+        base_connection: Connection | None = None,
+    ) -> Source:
         settings = configuration.postgres_system(name)
         return cls(
             name=name,
@@ -51,6 +61,13 @@ class Source:
             connection=connection,
             store=store,
             recipients=tuple(configuration.encryption.recipients),
+            base_connection=base_connection,
+        )
+
+    def read_for(self, kind: Kind) -> Source:
+        """This source with the connection that a backup of this kind reads."""
+        return (
+            self if kind == "dump" or self.base_connection is None else replace(self, connection=self.base_connection)
         )
 
 
@@ -64,6 +81,7 @@ def take(source: Source, kind: Kind, *, progress: Progress = lambda what, done, 
     """
     started = time.monotonic()
     share_one_heap()
+    source = source.read_for(kind)
     server = inspect.inspect(source.connection)
     tools = _preflight(source, server, kind)
     source.store.check()

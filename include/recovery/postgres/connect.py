@@ -48,10 +48,13 @@ _TIMEOUTS = {
 
 
 def parameters(connection: Connection, *, database: str | None = None) -> dict[str, Any]:
-    """libpq parameters, the password included. `database` overrides the connection's own."""
+    """libpq parameters, the password included. `database` overrides the connection's own.
+
+    `host` may name several, separated by commas, and the extra `ports` a port for each (manual, 32.1.1.3).
+    """
     found: dict[str, Any] = {
         "host": connection.host,
-        "port": connection.port,
+        "port": connection.extra.get("ports") or connection.port,
         "user": connection.login,
         "password": connection.password,
         "dbname": database or connection.schema or "postgres",

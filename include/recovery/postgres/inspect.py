@@ -9,11 +9,12 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg.rows import TupleRow
 
-from recovery.config import SUPPORTED_MAJORS, Compression
+from recovery.config import SUPPORTED_MAJORS, Compression, WalOptions
 from recovery.connections import Connection
 from recovery.errors import PreconditionError
 from recovery.manifest import Database, Server, Tablespace
 from recovery.postgres import connect, replication, tools, trust
+from recovery.postgres.wal import slot as slots
 from recovery.postgres.wal.positions import parse_lsn
 
 Session = psycopg.Connection[TupleRow]
@@ -76,32 +77,46 @@ def check_base_backup(
     where = f"PostgreSQL {connection.host}:{connection.port or 5432}"
     check_restorable(server, where=where, configured_tools=configured_tools)
     with connect.session(connection) as session:
-        allowed = _one(session, "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user")
-        if not allowed:
-            raise PreconditionError(
-                f"the role {connection.login} may not start replication",
-                where=where,
-                remedy=f'ALTER ROLE "{connection.login}" REPLICATION',
-            )
-        if _one(session, "SHOW wal_level") == "minimal":
-            raise PreconditionError(
-                "wal_level is minimal: no base backup is possible",
-                where=where,
-                remedy="set wal_level = replica and restart",
-            )
+        _check_replication(session, connection, where, "base backup")
         if compression.where == "server" and not _one(
             session, "SELECT 'zstd' = ANY (enumvals) FROM pg_settings WHERE name = 'wal_compression'"
         ):
             raise PreconditionError(
                 "the server was built without zstd", where=where, remedy="set base.compression.where: client"
             )
-        _check_room(
-            session, where, "max_wal_senders", "SELECT count(*) FROM pg_stat_replication", "replication connections"
-        )
-        _check_room(
-            session, where, "max_replication_slots", "SELECT count(*) FROM pg_replication_slots", "replication slots"
-        )
+        _check_senders(session, where)
+        _check_slots(session, where)
     replication.check_connection(connection, version_number=server.version_number)
+
+
+def check_wal(connection: Connection, options: WalOptions) -> str:
+    """Refuse what would keep WAL from streaming, or what has lost some; raises PreconditionError. Else how it stands."""
+    where = f"PostgreSQL {connection.host}:{connection.port or 5432}"
+    state = slots.read(connection, options.slot)
+    slot = state.slot
+    with connect.session(connection) as session:
+        _check_replication(session, connection, where, "continuous WAL")
+        if slot is not None and slot.lost:
+            raise PreconditionError(
+                f"slot {options.slot} has lost WAL that was not stored yet",
+                where=where,
+                remedy="raise max_slot_wal_keep_size, and stream: the slot is made anew, and the gap is reported",
+            )
+        if _one(session, "SELECT setting::int > 0 FROM pg_settings WHERE name = 'idle_replication_slot_timeout'"):
+            raise PreconditionError(
+                "idle_replication_slot_timeout is set: it drops WAL that waits for a receiver",
+                where=where,
+                remedy="set idle_replication_slot_timeout = 0; wal.give_up_gib bounds what waits",
+            )
+        if slot is None:
+            _check_slots(session, where)
+        if slot is None or not slot.active:
+            _check_senders(session, where)
+    replication.check_connection(connection, version_number=state.version_number)
+    if slot is None:
+        return f"slot {options.slot} will be made when WAL first streams"
+    stored = f"{slot.retained_bytes / 1e6:.1f} MB are kept for it"
+    return f"slot {options.slot} {'streams' if slot.active else 'waits for a receiver'}, {stored}"
 
 
 def check_restorable(server: Server, *, where: str, configured_tools: Mapping[int, Path]) -> tools.Tools:
@@ -117,6 +132,29 @@ def check_restorable(server: Server, *, where: str, configured_tools: Mapping[in
 def dumpable(server: Server, *, exclude: list[str]) -> list[Database]:
     """The databases that a dump covers: all that allow connections, less the excluded ones."""
     return [database for database in server.databases if database.name not in exclude]
+
+
+def _check_replication(session: Session, connection: Connection, where: str, what: str) -> None:
+    if not _one(session, "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user"):
+        raise PreconditionError(
+            f"the role {connection.login} may not start replication",
+            where=where,
+            remedy=f'ALTER ROLE "{connection.login}" REPLICATION',
+        )
+    if _one(session, "SHOW wal_level") == "minimal":
+        raise PreconditionError(
+            f"wal_level is minimal: no {what} is possible", where=where, remedy="set wal_level = replica and restart"
+        )
+
+
+def _check_senders(session: Session, where: str) -> None:
+    used: LiteralString = "SELECT count(*) FROM pg_stat_replication"
+    _check_room(session, where, "max_wal_senders", used, "replication connections")
+
+
+def _check_slots(session: Session, where: str) -> None:
+    used: LiteralString = "SELECT count(*) FROM pg_replication_slots"
+    _check_room(session, where, "max_replication_slots", used, "replication slots")
 
 
 def _check_room(session: Session, where: str, setting: str, used_query: LiteralString, what: str) -> None:

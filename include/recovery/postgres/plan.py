@@ -45,6 +45,8 @@ class Plan:
     disk_bytes: int
     """At the peak: members of a chain lie beside the result until they are combined."""
     predicted_seconds: float
+    predicted_from: str
+    """Where the rate comes from: measured by drills, or assumed."""
     tablespaces: dict[str, str]
     blocked_by: tuple[str, ...]
 
@@ -98,11 +100,15 @@ def make(
     *,
     target: str,
     route: Route | None = None,
+    bytes_per_second: float | None = None,
     database: str | None = None,
     tablespaces: dict[str, str] | None = None,
     blocked_by: tuple[str, ...] = (),
 ) -> Plan:
-    """Plan the restore of a chain's last backup (Catalog.chain); for a dump, of one database or all of them."""
+    """Plan the restore of a chain's last backup (Catalog.chain); for a dump, of one database or all of them.
+
+    `bytes_per_second` is what drills have measured; without it a rate is assumed.
+    """
     backup, found = chain[-1], chain[-1].manifest
     items = [
         item
@@ -134,7 +140,8 @@ def make(
         fetch_bytes=sum(item.stored_bytes for item in items),
         restored_bytes=restored,
         disk_bytes=restored if found.kind == "dump" else sum(room([member.manifest for member in chain]).values()),
-        predicted_seconds=round(max(1.0, handled / ASSUMED_BYTES_PER_SECOND), 1),
+        predicted_seconds=round(max(1.0, handled / (bytes_per_second or ASSUMED_BYTES_PER_SECOND)), 1),
+        predicted_from="drills" if bytes_per_second else "an assumed rate",
         tablespaces=tablespaces or {},
         blocked_by=blocked_by,
     )

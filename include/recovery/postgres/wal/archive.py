@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,7 +16,7 @@ from typing import Any
 
 from recovery.errors import ConditionsUnsupported, IntegrityError, ObjectExists, ObjectMissing, StoreError
 from recovery.postgres.wal.history import History, parse_history
-from recovery.postgres.wal.positions import Segment
+from recovery.postgres.wal.positions import Segment, format_lsn
 from recovery.repository import layout
 from recovery.repository.sealing import content_hash, seal_in_memory, unseal_in_memory
 from recovery.repository.store import ObjectInfo, ObjectStore
@@ -190,6 +191,7 @@ class Archive:
                 where=f"{self.store.description}/{self.segment_key(segment)}",
                 remedy="restore to a moment before it, or from another copy",
             )
+        self._check_header(self.segment_key(segment), segment, data)
         return data
 
     def read_pieces(self, segment: Segment, pieces: Iterable[Piece], *, identities: Sequence[Any]) -> bytes:
@@ -212,7 +214,9 @@ class Archive:
             if expected is not None and hashlib.sha256(stored).hexdigest() != expected:
                 raise IntegrityError("the object's SHA-256 differs from what was written", where=where)
             if opens:
-                unseal_in_memory(stored, identities=identities, where=where)
+                data = unseal_in_memory(stored, identities=identities, where=where)
+                if segment in index.segments:
+                    self._check_header(key, segment, data)
 
     def read_file(self, name: str, *, identities: Sequence[Any]) -> bytes | None:
         """A file that recovery asks for by name: a segment, whole or open, or a history; None when it is not here."""
@@ -235,6 +239,16 @@ class Archive:
             self._file(found, info)
         pieces = found.pieces.get(segment, {})
         return self.read_pieces(segment, pieces, identities=identities) if covered(pieces) else None
+
+    def _check_header(self, key: str, segment: Segment, data: bytes) -> None:
+        """A segment begins with where it belongs (xlog_internal.h, XLogLongPageHeaderData)."""
+        address, identifier = struct.unpack_from("=8xQ8xQ", data)
+        if (str(identifier), address) != (self.system_identifier, segment.start(self.segment_bytes)):
+            raise IntegrityError(
+                f"this is the WAL of cluster {identifier} at {format_lsn(address)}",
+                where=f"{self.store.description}/{key}",
+                remedy="it was copied to a place where it does not belong: bring back the right object",
+            )
 
     def _read(self, key: str, identities: Sequence[Any]) -> bytes:
         return unseal_in_memory(self.store.get(key), identities=identities, where=f"{self.store.description}/{key}")

@@ -91,18 +91,31 @@ def audit(
         findings = gaps(index)
         if level is not Level.EXISTS:
             findings += read_all(archive, index, level, identities=identities, tick=tick)
-        own = [backup for backup in backups if backup.manifest.server.system_identifier == identifier]
         if index.timelines() or findings:
             reports.append(
                 Report(
                     identifier,
                     len({*index.segments, *index.pieces}),
                     sum(index.segments.values()) + sum(size for row in index.pieces.values() for size in row.values()),
-                    tuple(windows(index, own)),
+                    tuple(windows(index, _of(backups, identifier))),
                     tuple(findings),
                 )
             )
     return reports
+
+
+def recoverable(store: ObjectStore, found: catalog.Catalog, name: str) -> list[Window]:
+    """The windows of every cluster that was backed up under this name, from the listing alone."""
+    clusters = dict.fromkeys(backup.manifest.server.system_identifier for backup in found.backups)
+    return [
+        window
+        for identifier in clusters
+        for window in windows(Archive.find(store, name, identifier).index(), _of(found.backups, identifier))
+    ]
+
+
+def _of(backups: Sequence[Backup], identifier: str) -> list[Backup]:
+    return [backup for backup in backups if backup.manifest.server.system_identifier == identifier]
 
 
 def windows(index: Index, backups: Sequence[Backup]) -> list[Window]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-from recovery.errors import WalError
+from recovery.errors import StoreUnreachable, WalError
 from recovery.postgres.wal.archive import Archive, Piece, chain, covered
 from recovery.postgres.wal.positions import Segment, format_lsn
 from recovery.postgres.wal.session import KeepAlive, TimelineEnds, WalData, WalSession
@@ -23,6 +23,8 @@ from recovery.postgres.wal.session import KeepAlive, TimelineEnds, WalData, WalS
 _IN_FLIGHT = 4
 _STATUS_SECONDS = 5.0
 _DEAD_SECONDS = 60.0
+# A server that is shut down waits for its receivers to confirm everything: a dead store must not hold it for long.
+_STORE_SECONDS = 30.0
 # So many pieces of one segment become one: a restore of a quiet system's open segment need not fetch hundreds.
 _PIECES = 16
 
@@ -62,6 +64,15 @@ class _OpenSegment:
         return piece, replaced
 
 
+@dataclass(frozen=True)
+class _Upload:
+    """When it is done, everything before `end` is stored, if all before it are."""
+
+    end: int
+    future: Future[None]
+    begun: float
+
+
 class Receiver:
     """One stream over one session. run() returns the next timeline where this one ends, or None when told to stop."""
 
@@ -78,7 +89,7 @@ class Receiver:
     ) -> None:
         self._session, self._archive, self._slot = session, archive, slot
         self._interval, self._progress, self._tick, self._stop = interval_seconds, progress, tick, stop
-        self._uploads: deque[tuple[int, Future[None]]] = deque()
+        self._uploads: deque[_Upload] = deque()
         self._heard = self._confirmed_at = self._piece_at = self._ticked_at = 0.0
 
     def run(self, timeline: int, lsn: int, pieces: Iterable[Piece]) -> TimelineEnds | None:
@@ -106,6 +117,10 @@ class Receiver:
             if ends is None:
                 self._session.finish()
             return ends
+        except BaseException:
+            # Before the uploads that hang are waited for: the server is not to wait for them too.
+            self._session.close()
+            raise
         finally:
             self._workers.shutdown(wait=True, cancel_futures=True)
             os.close(self._wake_read)
@@ -164,6 +179,8 @@ class Receiver:
                 where=self._session.where,
                 remedy="it is tried again",
             )
+        if self._uploads and now - self._uploads[0].begun > _STORE_SECONDS:
+            raise self._store_is_silent()
         if now - self._ticked_at >= 1.0:
             self._ticked_at = now
             self._tick(self._progress)
@@ -186,8 +203,10 @@ class Receiver:
             self._collect()
             if time.monotonic() - self._confirmed_at >= _STATUS_SECONDS:
                 self._confirm()
+            if self._uploads and time.monotonic() - self._uploads[0].begun > _STORE_SECONDS:
+                raise self._store_is_silent()
             self._sleep(1.0, self._wake_read)
-        under_way = [future for _, future in self._uploads]
+        under_way = [upload.future for upload in self._uploads]
 
         def store() -> None:
             self._archive.put_segment(done.segment, done.data)
@@ -224,7 +243,8 @@ class Receiver:
     def _submit(self, segment: Segment, stored: int, work: Callable[[], None]) -> None:
         """`work` makes sure that the store has the first `stored` bytes of a segment."""
         future = self._workers.submit(work)
-        self._uploads.append((segment.start(self._archive.segment_bytes) + stored, future))
+        end = segment.start(self._archive.segment_bytes) + stored
+        self._uploads.append(_Upload(end, future, time.monotonic()))
         future.add_done_callback(lambda _: self._wake())
 
     def _wake(self) -> None:
@@ -236,10 +256,10 @@ class Receiver:
     def _collect(self) -> None:
         """Count what the store has acknowledged, in order, and tell the server."""
         before = self._progress.stored
-        while self._uploads and self._uploads[0][1].done():
-            end, future = self._uploads.popleft()
-            future.result()
-            self._progress.stored = max(self._progress.stored, end)
+        while self._uploads and self._uploads[0].future.done():
+            upload = self._uploads.popleft()
+            upload.future.result()
+            self._progress.stored = max(self._progress.stored, upload.end)
         if self._progress.stored > before:
             self._progress.bytes_stored += self._progress.stored - before
             self._confirm()
@@ -253,5 +273,14 @@ class Receiver:
         if self._open.unsent():
             self._send_piece()
         while self._uploads:
-            self._uploads[0][1].result()
+            wait([self._uploads[0].future], timeout=_STORE_SECONDS)
+            if not self._uploads[0].future.done():
+                raise self._store_is_silent()
             self._collect()
+
+    def _store_is_silent(self) -> StoreUnreachable:
+        return StoreUnreachable(
+            f"nothing was acknowledged for {_STORE_SECONDS:.0f} s",
+            where=self._archive.store.description,
+            remedy="WAL waits on the server; check the store",
+        )
