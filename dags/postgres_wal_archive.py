@@ -14,12 +14,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Param, TriggerRule, dag, get_current_context, task
+from airflow.sdk import Param, TriggerRule, dag, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from orchestration import work
 
-NAMED = {"map_index_template": "{{ system }}"}
+# Known before the task begins: it runs for as long as anyone will look at it.
+NAMED = {"map_index_template": "{{ task.op_kwargs['system'] }}"}
 
 
 @task
@@ -35,7 +36,6 @@ def systems(params: dict[str, Any] | None = None) -> list[str]:
     execution_timeout=timedelta(hours=25),
 )
 def stream(system: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
-    get_current_context()["system"] = system
     return work.stream_wal(system, minutes=(params or {})["minutes"])
 
 

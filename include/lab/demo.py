@@ -54,7 +54,7 @@ def run(root: Path, *, size_mb: int, say: Callable[[str], None]) -> int:
             _show_failures(lab.airflow, run_, say)
     (root / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     (root / "report.html").write_text(page(report))
-    table(report)
+    table(report, root / "report.html")
     return 0 if report["ok"] else 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -49,8 +50,8 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     return lines
 
 
-def table(report: dict[str, Any]) -> None:
-    """Print the result."""
+def table(report: dict[str, Any], path: Path) -> None:
+    """Print the result, and where its page lies."""
     console = Console()
     shown = Table("what", "result", "detail", box=None, pad_edge=False, header_style="bold")
     for what, value, detail in rows(report):
@@ -58,7 +59,7 @@ def table(report: dict[str, Any]) -> None:
     console.print(shown)
     for claim, held in report["held"].items():
         console.print(f"{'[green]held[/]    ' if held else '[red]NOT HELD[/]'} {claim}")
-    console.print(f"{report['seconds']:.0f} s in all; the report: .lab/report.html", highlight=False)
+    console.print(f"{report['seconds']:.0f} s in all; the report: {path}", highlight=False)
 
 
 def page(report: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 if TYPE_CHECKING:
     from recovery.postgres.backup import Kind
@@ -51,9 +51,10 @@ def streamed_systems(wanted: list[str] | None) -> list[str]:
 
 
 def stream_wal(system: str, *, minutes: int) -> dict[str, Any]:
-    """Stream a system's WAL for some minutes; ended from outside, it stores what has come first."""
+    """Stream a system's WAL for some minutes. A server that cannot be reached is no reason to give up the retries."""
     with _work():
         from orchestration.installation import open_installation
+        from recovery.errors import PreconditionError
         from recovery.postgres.wal import stream
         from recovery.postgres.wal.positions import format_lsn
 
@@ -72,9 +73,12 @@ def stream_wal(system: str, *, minutes: int) -> dict[str, Any]:
                 )
                 next_line = time.monotonic() + _WAL_LINE_SECONDS
 
-        outcome = stream.stream(
-            lambda: open_installation().source(system), stop=lambda: time.monotonic() >= deadline, tick=tick
-        )
+        try:
+            outcome = stream.stream(
+                lambda: open_installation().source(system), stop=lambda: time.monotonic() >= deadline, tick=tick
+            )
+        except PreconditionError as problem:
+            raise AirflowException(str(problem)) from None
         return _logged(
             {
                 "system": system,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from types import FrameType
 
 import typer
@@ -38,7 +39,13 @@ def main() -> None:
     """Exit status: 0 done, 1 the work failed or a check did not pass, 2 the call or the configuration is wrong."""
     # An orderly end cleans up: uploads are aborted, servers stopped, directories removed.
     signal.signal(signal.SIGTERM, _interrupt)
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        # As a restore_command, a wrong call must stop the recovery: PostgreSQL takes 2 for the end of WAL.
+        if sys.argv[1:3] == ["wal", "fetch"] and ended.code == 2:
+            sys.exit(126)
+        raise
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -61,6 +61,8 @@ def _reach_all(installation: Installation) -> Iterator[Reached]:
         yield _reach(f"repository {name}", lambda name=name: _repository(installation, name))  # type: ignore[misc]
     for name in configuration.postgres:
         yield _reach(f"postgres {name}", lambda name=name: _postgres(installation, name))  # type: ignore[misc]
+        if configuration.postgres[name].wal is not None:
+            yield _reach(f"wal {name}", lambda name=name: _wal(installation, name))  # type: ignore[misc]
     yield _identity(installation)
 
 
@@ -85,6 +87,12 @@ def _postgres(installation: Installation, name: str) -> str:
         source.connection, server, compression=settings.base.compression, configured_tools=settings.tools
     )
     return f"PostgreSQL {server.version}, system {server.system_identifier}"
+
+
+def _wal(installation: Installation, name: str) -> str:
+    source = installation.source(name)
+    assert source.settings.wal is not None
+    return inspect.check_wal(source.connection, source.settings.wal)
 
 
 def _identity(installation: Installation) -> Reached:

@@ -102,7 +102,7 @@ def restore_postgres(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Restore a full or incremental backup into a directory, or a dump into a running server."""
+    """Restore a cluster to a backup or to any moment after it into a directory, or a dump into a running server."""
     with run(json=json, config_file=config_file, identity_file=identity, verbose=verbose) as call:
         if (pgdata is None) == (into is None):
             raise ConfigurationError(
@@ -132,9 +132,10 @@ def _restore_base(
     settings = installation.configuration.postgres_system(name)
     store = installation.store_of(name)
     route = moment.find(store, catalog.read(store, name), name, moment.parse(to), timeline=timeline)
-    if pause and route.archive is None:
+    if pause and (route.archive is None or route.moment.kind == "latest"):
         raise ConfigurationError(
-            "--pause stops in the WAL, and this restore replays none", remedy="leave it out, or name a moment"
+            "--pause stays at a moment in the WAL, and this restore names none",
+            remedy="leave it out, or give --to a time, an LSN, a transaction or a name",
         )
     found = route.backup.manifest
     programs = tools.find(found.server.major, configured=settings.tools)
@@ -168,7 +169,11 @@ def _restore_base(
     start = f"  {as_user}{programs.path('pg_ctl')} -D {restored.pgdata} -w start"
 
     def human(console: Console) -> None:
-        for line in (*_outcome(restored.pgdata, reached, pause=pause), start, *_afterwards(reached, pause=pause)):
+        for line in (
+            *_outcome(restored.pgdata, reached, pause=pause),
+            start,
+            *_afterwards(reached, route.moment.kind, pause=pause),
+        ):
             console.print(line, highlight=False, soft_wrap=True)
 
     call.emit(document, human)
@@ -187,13 +192,20 @@ def _outcome(pgdata: Path, reached: replay.Reached | None, *, pause: bool) -> li
     ]
 
 
-def _afterwards(reached: replay.Reached | None, *, pause: bool) -> list[str]:
+def _afterwards(reached: replay.Reached | None, kind: str, *, pause: bool) -> list[str]:
     if reached is None:
-        settings = ("restore_command", "recovery_target", "recovery_target_action")
-        return ["and once it is open:", f"  {'; '.join(f'ALTER SYSTEM RESET {name}' for name in settings)}"]
+        return ["and once it is open:", f"  {_resets('recovery_target')}"]
     if pause:
-        return ["It pauses there again. To open it: SELECT pg_wal_replay_resume()"]
+        return [
+            "It pauses there again. To open it:",
+            f"  SELECT pg_wal_replay_resume(); {_resets('recovery_target_timeline', f'recovery_target_{kind}')}",
+        ]
     return []
+
+
+def _resets(*targets: str) -> str:
+    settings = ("restore_command", *targets, "recovery_target_action")
+    return "; ".join(f"ALTER SYSTEM RESET {name}" for name in settings)
 
 
 def _restore_dump(call: Run, name: str, to: str, into: str, database: str | None) -> None:
@@ -239,6 +251,7 @@ def _print_plan(console: Console, made: plan.Plan) -> None:
         f"predicted time  {duration(made.predicted_seconds)}, from {made.predicted_from}",
         f"target          {made.target}",
         *(f"tablespace      {oid} -> {path}" for oid, path in made.tablespaces.items()),
+        *(f"note            {note}" for note in made.notes),
         *(f"blocked         {reason}" for reason in made.blocked_by),
     ]
     for line in lines:

@@ -104,8 +104,8 @@ def run(*, json: bool, config_file: Path | None, verbose: bool, identity_file: P
         if verbose:
             traceback.print_exc()
         raise typer.Exit(problem.exit_status) from None
-    except KeyboardInterrupt:
-        print("error: interrupted -> nothing was committed; run it again", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"error: interrupted -> {str(interruption) or 'nothing was committed; run it again'}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

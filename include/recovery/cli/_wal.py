@@ -16,7 +16,7 @@ from rich.console import Console
 
 from recovery import config
 from recovery.cli._run import ConfigFile, Identity, Json, Verbose, failed, run, size
-from recovery.errors import ConfigurationError, RecoveryError
+from recovery.errors import ConfigurationError
 from recovery.installation import Installation
 from recovery.postgres.wal import audit as audits
 from recovery.postgres.wal import fetch as fetches
@@ -143,6 +143,8 @@ def fetch(
 
     PostgreSQL takes a status above 125 as a reason to stop, and any other one as the end of WAL (manual, 26.3.5).
     """
+    # The server ends its commands with SIGTERM, and takes a death by it for no failure.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         installation = Installation(config.load(config_file), identity_file=identity)
         found = fetches.fetch(
@@ -155,8 +157,9 @@ def fetch(
         )
         if found is not None:
             fetches.place(path, found)
-    except RecoveryError as problem:
-        print(f"error: {problem}", file=sys.stderr)
+    except (Exception, KeyboardInterrupt) as problem:
+        # Whatever it was, it is not the end of WAL: the server would open for writing, without what follows.
+        print(f"error: {str(problem) or type(problem).__name__}", file=sys.stderr)
         if verbose:
             traceback.print_exc()
         raise typer.Exit(_STOP_RECOVERY) from None
@@ -178,7 +181,7 @@ class _Stop:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("what was not stored yet stays with the server")
         self._asked = True
 
 

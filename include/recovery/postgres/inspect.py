@@ -90,7 +90,7 @@ def check_base_backup(
 
 
 def check_wal(connection: Connection, options: WalOptions) -> str:
-    """Refuse what would keep WAL from streaming, or what has lost some; raises PreconditionError. Else how it stands."""
+    """Refuse what keeps WAL from streaming, or has lost some, with PreconditionError; returns how the slot is."""
     where = f"PostgreSQL {connection.host}:{connection.port or 5432}"
     state = slots.read(connection, options.slot)
     slot = state.slot
@@ -112,7 +112,7 @@ def check_wal(connection: Connection, options: WalOptions) -> str:
             _check_slots(session, where)
         if slot is None or not slot.active:
             _check_senders(session, where)
-    replication.check_connection(connection, version_number=state.version_number)
+            replication.check_connection(connection, version_number=state.version_number)
     if slot is None:
         return f"slot {options.slot} will be made when WAL first streams"
     stored = f"{slot.retained_bytes / 1e6:.1f} MB are kept for it"

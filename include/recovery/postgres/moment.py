@@ -30,6 +30,7 @@ _SETTINGS: dict[Kind, Literal["", "_name", "_time", "_xid", "_lsn"]] = {
     "xid": "_xid",
     "name": "_name",
 }
+_MOST_SEGMENTS = 80
 _FORMS = "latest, a backup's id, a time with its zone (2026-11-24T10:00:00Z), an LSN (0/3000158), xid:N or name:LABEL"
 
 
@@ -84,6 +85,8 @@ class Route:
     history: History | None = None
     end_lsn: int = 0
     end: datetime | None = None
+    note: str = ""
+    """What a person should know before going there."""
 
     @property
     def backup(self) -> Backup:
@@ -113,6 +116,11 @@ class Route:
         return sum(
             self.index.segments.get(segment, sum(pieces.get(segment, {}).values())) for segment in self.segments()
         )
+
+    def replay_bytes(self) -> int:
+        """The disk that the WAL takes while it is replayed: what recovery keeps between two restart points."""
+        size = self.archive.segment_bytes if self.archive is not None else 0
+        return min(len(self.segments()), _MOST_SEGMENTS) * size
 
     def recovery(self, restore_command: str, action: Literal["promote", "pause", "shutdown"]) -> RecoverySettings:
         """How PostgreSQL is told to go there."""
@@ -148,12 +156,25 @@ def find(store: ObjectStore, catalog: Catalog, name: str, moment: Moment, *, tim
     chosen = _choose(index, history, backups, moment)
     if chosen is None and moment.kind == "latest" and timeline is None:
         # No WAL leads on from the newest backup: its own end is the latest that there is.
-        return Route(moment, catalog.chain(newest))
+        end = parse_lsn(newest.manifest.wal.end_lsn) if newest.manifest.wal is not None else 0
+        return Route(moment, catalog.chain(newest), note=_behind_a_gap(index, history, end))
     if chosen is None:
         raise _unreachable(store, index, backups, history, moment)
     backup, window = chosen
     end_lsn = moment.lsn if moment.lsn is not None else window.end_lsn
-    return Route(moment, catalog.chain(backup), archive, index, history, end_lsn, window.end)
+    note = _behind_a_gap(index, history, window.end_lsn) if moment.kind == "latest" else ""
+    return Route(moment, catalog.chain(backup), archive, index, history, end_lsn, window.end, note)
+
+
+def _behind_a_gap(index: Index, history: History, end_lsn: int) -> str:
+    """The latest that can be reached is not the latest that is stored: a person must hear of it."""
+    newest = index.end_of(history.timeline)
+    if newest is None or newest <= end_lsn:
+        return ""
+    return (
+        f"WAL up to {format_lsn(newest)} is stored behind a gap that begins at {format_lsn(end_lsn)}; no backup "
+        "leads on from there yet: take a full one"
+    )
 
 
 def _history(index: Index, timeline: int | None) -> History:

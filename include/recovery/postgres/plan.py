@@ -48,6 +48,7 @@ class Plan:
     predicted_from: str
     """Where the rate comes from: measured by drills, or assumed."""
     tablespaces: dict[str, str]
+    notes: tuple[str, ...]
     blocked_by: tuple[str, ...]
 
     def document(self) -> dict[str, Any]:
@@ -139,10 +140,14 @@ def make(
         objects=len(items),
         fetch_bytes=sum(item.stored_bytes for item in items),
         restored_bytes=restored,
-        disk_bytes=restored if found.kind == "dump" else sum(room([member.manifest for member in chain]).values()),
+        disk_bytes=restored
+        if found.kind == "dump"
+        else sum(room([member.manifest for member in chain]).values())
+        + (route.replay_bytes() if route is not None else 0),
         predicted_seconds=round(max(1.0, handled / (bytes_per_second or ASSUMED_BYTES_PER_SECOND)), 1),
         predicted_from="drills" if bytes_per_second else "an assumed rate",
         tablespaces=tablespaces or {},
+        notes=(route.note,) if route is not None and route.note else (),
         blocked_by=blocked_by,
     )
 

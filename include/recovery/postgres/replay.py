@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,13 @@ from recovery.errors import RestoreError, ServerError
 from recovery.postgres.moment import Route
 from recovery.postgres.owner import Owner
 from recovery.postgres.restore import Restored, clear_recovery_settings, restore_base, write_recovery_settings
-from recovery.postgres.server import SandboxServer
+from recovery.postgres.server import SandboxServer, control_data
 from recovery.postgres.tools import Tools
 from recovery.postgres.wal.positions import parse_lsn
 from recovery.postgres.wal.spool import Spool
 from recovery.repository.store import ObjectStore
 
 _SPOOL = "recovery.spool"
-# What recovery keeps in pg_wal between two restart points, and the spool.
-_MOST_SEGMENTS = 80
 
 Tick = Callable[[int, int], None]
 """Called with the bytes of WAL replayed and the bytes to replay; it may raise to end the work."""
@@ -66,6 +65,7 @@ def restore_to(
     reached: list[Reached] = []
 
     def recover() -> None:
+        _check_clock(pgdata, route, tools)
         reached.append(_replay(pgdata, route, spool, tools, owner, preload, replayed, pause=pause))
         if pause:
             write_recovery_settings(pgdata, route.recovery("false", "pause"), owner)
@@ -79,10 +79,21 @@ def restore_to(
         **fixed,
         recovery=route.recovery(spool.restore_command, "pause" if pause else "promote"),
         replay=recover,
-        replay_bytes=min(len(segments), _MOST_SEGMENTS) * route.archive.segment_bytes,
+        replay_bytes=route.replay_bytes(),
         tick=fetched,
     )
     return restored, reached[0]
+
+
+def _check_clock(pgdata: Path, route: Route, tools: Tools) -> None:
+    """The backup's end is told by the clock of the host that made it. The server's own saw its last checkpoint.
+
+    PostgreSQL refuses a time before the backup's end only where a transaction committed between the two.
+    """
+    seen = control_data(pgdata, tools)["Time of latest checkpoint"]
+    checkpoint = datetime.strptime(seen, "%a %b %d %H:%M:%S %Y").replace(tzinfo=UTC)
+    if route.moment.time is not None and route.moment.time < checkpoint:
+        raise _too_early(route)
 
 
 def _replay(
@@ -139,9 +150,13 @@ def _explained(problem: ServerError, spool: Spool, route: Route) -> BaseExceptio
             remedy="nothing was kept; restore --to latest, or to an earlier moment",
         )
     if "before consistent recovery point" in problem.what:
-        return RestoreError(
-            f"{route.moment.kind} {route.moment.text} lies before the end of the backup",
-            where=route.backup.id,
-            remedy="nothing was kept; is a clock wrong? give an LSN, or a moment some minutes later",
-        )
+        return _too_early(route)
     return problem
+
+
+def _too_early(route: Route) -> RestoreError:
+    return RestoreError(
+        f"{route.moment.kind} {route.moment.text} lies before the end of the backup",
+        where=route.backup.id,
+        remedy="nothing was kept; is a clock wrong? give an LSN, or a moment some minutes later",
+    )

@@ -36,6 +36,25 @@ _RECORDED = ("max_connections", "max_worker_processes", "max_wal_senders", "max_
 _NAMES = {"max_prepared_xacts": "max_prepared_transactions", "max_locks_per_xact": "max_locks_per_transaction"}
 
 
+def control_data(pgdata: Path, tools: Tools) -> dict[str, str]:
+    """What pg_control says, as pg_controldata names it; raises ServerError. Times are in UTC."""
+    answer = subprocess.run(
+        [tools.path("pg_controldata"), str(pgdata)],
+        capture_output=True,
+        text=True,
+        env={"LC_ALL": "C", "TZ": "UTC"},
+        check=False,
+    )
+    if answer.returncode != 0:
+        raise ServerError(
+            "this is not a data directory that PostgreSQL can read",
+            where=str(pgdata),
+            remedy="restore into it first: " + (answer.stderr.strip().splitlines() or ["pg_controldata failed"])[-1],
+        )
+    lines = (line.partition(":") for line in answer.stdout.splitlines())
+    return {name: value.strip() for name, _, value in lines}
+
+
 class SandboxServer:
     """Start on entering the block, stop on leaving it. Raises ServerError with the end of the server's log."""
 
@@ -157,27 +176,9 @@ class SandboxServer:
         }
 
     def _recorded_settings(self) -> dict[str, str]:
-        answer = subprocess.run(
-            [self._tools.path("pg_controldata"), str(self._pgdata)],
-            capture_output=True,
-            text=True,
-            env={"LC_ALL": "C"},
-            check=False,
-        )
-        if answer.returncode != 0:
-            raise ServerError(
-                "this is not a data directory that PostgreSQL can read",
-                where=str(self._pgdata),
-                remedy="restore into it first: "
-                + (answer.stderr.strip().splitlines() or ["pg_controldata failed"])[-1],
-            )
-        found = {}
-        for line in answer.stdout.splitlines():
-            name, _, value = line.partition(":")
-            setting = name.removesuffix(" setting")
-            if setting in _RECORDED:
-                found[_NAMES.get(setting, setting)] = value.strip()
-        return found
+        found = control_data(self._pgdata, self._tools)
+        settings = {name: found[f"{name} setting"] for name in _RECORDED if f"{name} setting" in found}
+        return {_NAMES.get(name, name): value for name, value in settings.items()}
 
     def _start(self) -> None:
         command = [self._tools.path("postgres"), "-D", str(self._pgdata)]

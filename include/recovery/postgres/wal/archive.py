@@ -19,7 +19,7 @@ from recovery.postgres.wal.history import History, parse_history
 from recovery.postgres.wal.positions import Segment, format_lsn
 from recovery.repository import layout
 from recovery.repository.sealing import content_hash, seal_in_memory, unseal_in_memory
-from recovery.repository.store import ObjectInfo, ObjectStore
+from recovery.repository.store import ObjectInfo, ObjectStore, put_final
 
 _DEFAULT_SEGMENT_BYTES = 16 << 20
 _SUFFIX = ".zst.age"
@@ -165,16 +165,13 @@ class Archive:
         """Keep a timeline's history file as the server gave it: names of restore points, and no data."""
         key = self.history_key(timeline)
         try:
-            if self.store.get(key) == text:
-                return
-        except ObjectMissing:
-            self.store.put(key, text)
-            return
-        raise IntegrityError(
-            "the repository holds another history of this timeline",
-            where=f"{self.store.description}/{key}",
-            remedy="two servers of this identity took the same timeline: stop the one that is not the primary",
-        )
+            put_final(self.store, key, text)
+        except ObjectExists:
+            raise IntegrityError(
+                "the repository holds another history of this timeline",
+                where=f"{self.store.description}/{key}",
+                remedy="two servers of this identity took the same timeline: stop the one that is not the primary",
+            ) from None
 
     def delete_pieces(self, segment: Segment, pieces: Iterable[Piece]) -> None:
         """Forget pieces that a whole segment, or a larger piece, has replaced. What cannot go now is swept later."""

@@ -47,18 +47,29 @@ Tick = Callable[[Progress], None]
 class _OpenSegment:
     """The segment that is being received. `pieces` are stored or on their way; `sent` is how far they reach."""
 
-    def __init__(self, segment: Segment, pieces: Iterable[Piece]) -> None:
+    def __init__(self, segment: Segment, buffer: bytearray, pieces: Iterable[Piece]) -> None:
         self.segment, self.pieces = segment, set(pieces)
-        self.data = bytearray()
+        self.data, self.filled = buffer, 0
         self.sent = covered(self.pieces)
 
+    def fill(self, data: memoryview) -> memoryview:
+        """Take what fits, and return the rest."""
+        taken = min(len(data), len(self.data) - self.filled)
+        self.data[self.filled : self.filled + taken] = data[:taken]
+        self.filled += taken
+        return data[taken:]
+
+    @property
+    def full(self) -> bool:
+        return self.filled == len(self.data)
+
     def unsent(self) -> bool:
-        return len(self.data) > self.sent
+        return self.filled > self.sent
 
     def next_piece(self) -> tuple[Piece, set[Piece]]:
         """What goes up next, and the pieces that it replaces."""
         replaced = self.pieces if len(self.pieces) >= _PIECES else set()
-        piece = Piece(0 if replaced else self.sent, len(self.data))
+        piece = Piece(0 if replaced else self.sent, self.filled)
         self.pieces = (self.pieces - replaced) | {piece}
         self.sent = piece.end
         return piece, replaced
@@ -90,6 +101,7 @@ class Receiver:
         self._session, self._archive, self._slot = session, archive, slot
         self._interval, self._progress, self._tick, self._stop = interval_seconds, progress, tick, stop
         self._uploads: deque[_Upload] = deque()
+        self._spare: list[bytearray] = []
         self._heard = self._confirmed_at = self._piece_at = self._ticked_at = 0.0
 
     def run(self, timeline: int, lsn: int, pieces: Iterable[Piece]) -> TimelineEnds | None:
@@ -99,7 +111,7 @@ class Receiver:
         with the server; nothing is lost by any of them.
         """
         size = self._archive.segment_bytes
-        self._open = _OpenSegment(Segment.at(timeline, lsn, size), pieces)
+        self._open = _OpenSegment(Segment.at(timeline, lsn, size), bytearray(size), pieces)
         # Stored by an earlier stream: they count when the server has sent the same bytes again.
         self._unproven = self._open.sent
         progress = self._progress
@@ -156,13 +168,12 @@ class Receiver:
             )
         data = message.data
         while data:
-            room = self._archive.segment_bytes - len(self._open.data)
-            self._open.data += data[:room]
-            self._progress.received += min(room, len(data))
-            data = data[room:]
-            if self._unproven and len(self._open.data) >= self._unproven:
+            rest = self._open.fill(data)
+            self._progress.received += len(data) - len(rest)
+            data = rest
+            if self._unproven and self._open.filled >= self._unproven:
                 self._prove_pieces()
-            if len(self._open.data) == self._archive.segment_bytes:
+            if self._open.full:
                 self._send_whole()
 
     def _attend(self) -> None:
@@ -197,7 +208,10 @@ class Receiver:
             os.read(self._wake_read, 4096)
 
     def _send_whole(self) -> None:
-        done, self._open = self._open, _OpenSegment(self._open.segment.next(), ())
+        done = self._open
+        # Buffers go round: new memory would have to be cleared, a page at a time.
+        buffer = self._spare.pop() if self._spare else bytearray(len(done.data))
+        self._open = _OpenSegment(done.segment.next(), buffer, ())
         while len(self._uploads) >= _IN_FLIGHT:
             # The server must hear from us also while the store keeps us waiting.
             self._collect()
@@ -214,6 +228,7 @@ class Receiver:
                 # A piece that arrives after it was deleted would stay.
                 wait(under_way)
                 self._archive.delete_pieces(done.segment, done.pieces)
+            self._spare.append(done.data)
 
         self._submit(done.segment, self._archive.segment_bytes, store)
 

@@ -131,14 +131,15 @@ class _Stream:
             beginning = _where(index, history, identity, where=session.where)
             if beginning is None:
                 beginning = self._fresh(archive, history, identity, created or state.slot)
-            try:
-                self._receive(session, archive, beginning)
-                return
-            except WalGone:
-                stored = beginning.lsn + index.open_bytes(
-                    Segment.at(beginning.timeline, beginning.lsn, index.segment_bytes)
-                )
-        # The server ends a session over this: what it still has is asked in another one.
+        # The server ends a session in which it was asked for WAL that it no longer has.
+        for attempt in (_one_before(index, beginning), beginning):
+            with WalSession(connection, version_number=state.version_number) as session:
+                try:
+                    self._receive(session, archive, attempt)
+                    return
+                except WalGone:
+                    continue
+        stored = beginning.lsn + index.open_bytes(Segment.at(beginning.timeline, beginning.lsn, index.segment_bytes))
         with WalSession(connection, version_number=state.version_number) as session:
             self._receive(session, archive, self._after_gap(session, archive, history, beginning, stored))
 
@@ -189,7 +190,7 @@ class _Stream:
             f"slot {self._options.slot} retained {retained_bytes / slots.GIB:.1f} GiB of WAL and was dropped, before "
             "the server's disk would fill"
         )
-        log.error("%s; continuous WAL has a gap from here on", message)
+        log.error("%s; what the server removes before a new stream begins is lost", message)
         raise WalError(
             message,
             where=f"postgres.{self._source.name}.wal.give_up_gib",
@@ -246,6 +247,17 @@ def request_full(source: Source, reason: str) -> None:
     """Ask the next physical backup of a system to be a full one."""
     document = {"reason": reason, "requested_at": datetime.now(UTC).isoformat()}
     source.store.put(layout.full_request(source.name), json.dumps(document, sort_keys=True).encode(), locked=False)
+
+
+def _one_before(index: Index, beginning: _Beginning) -> _Beginning:
+    """Where nothing of the next segment is stored, the last whole one is received again, if the server still has it.
+
+    It proves that the server goes on from what is stored: one that was rolled back would have written other WAL.
+    """
+    lsn = beginning.lsn - index.segment_bytes
+    if tuple(beginning.pieces) or Segment.at(beginning.timeline, lsn, index.segment_bytes) not in index.segments:
+        return beginning
+    return _Beginning(beginning.timeline, lsn)
 
 
 def _where(index: Index, history: History, identity: Identity, *, where: str) -> _Beginning | None:
