@@ -11,7 +11,8 @@ from itertools import count
 from recovery.manifest import Manifest, StoredObject
 from recovery.repository import catalog, layout
 from recovery.repository.catalog import Backup
-from recovery.repository.sealing import parse_recipient, seal_bytes, unseal_bytes
+from recovery.repository.in_memory import seal_bytes
+from recovery.repository.sealing import parse_recipient, unseal_bytes
 from tests.support import Site
 
 _seconds = count(1)

@@ -22,7 +22,8 @@ from recovery.postgres import inspect
 from recovery.postgres.wal.positions import parse_lsn
 from recovery.repository import layout
 from recovery.repository.catalog import Backup
-from recovery.repository.sealing import seal_bytes, unseal_bytes
+from recovery.repository.in_memory import seal_bytes
+from recovery.repository.sealing import unseal_bytes
 from recovery.repository.verify import Verdict
 from tests.conftest import Servers, directory_repository
 from tests.integration.test_incremental import SiteOf, incremental, on, places_of, restored

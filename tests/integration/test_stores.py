@@ -16,9 +16,10 @@ from lab.objectstore import SeaweedFS
 from recovery.config import S3Repository
 from recovery.errors import LeaseError, ObjectExists, ObjectMissing
 from recovery.repository.directory import DirectoryStore
+from recovery.repository.in_memory import seal_bytes
 from recovery.repository.lease import Lease
 from recovery.repository.s3 import S3Store, make_client
-from recovery.repository.sealing import check_stored, seal_bytes, unseal_bytes
+from recovery.repository.sealing import check_stored, unseal_bytes
 from recovery.repository.store import ObjectStore, put_once
 from tests.conftest import s3_repository
 from tests.memory import MemoryStore

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from recovery.errors import IntegrityError, ObjectMissing, SealError, StoreError
 from recovery.repository import sealing
+from recovery.repository.in_memory import seal_bytes
 from recovery.repository.sealing import (
     MIB,
     Compression,
@@ -25,7 +26,6 @@ from recovery.repository.sealing import (
     check_stored,
     parse_identities,
     parse_recipient,
-    seal_bytes,
     unseal,
     unseal_bytes,
 )

@@ -11,7 +11,7 @@ from recovery.errors import IntegrityError, PreconditionError, RecoveryError, St
 from recovery.manifest import StoredObject
 from recovery.postgres.contents import TarCheck
 from recovery.repository.catalog import Backup
-from recovery.repository.sealing import seal_bytes
+from recovery.repository.in_memory import seal_bytes
 from recovery.repository.verify import Level, Report, Verdict, verify, worst
 from tests.memory import MemoryStore
 from tests.unit.test_manifest import example

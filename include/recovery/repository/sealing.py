@@ -7,7 +7,6 @@ the source down, and neither side ever holds more than a few megabytes.
 from __future__ import annotations
 
 import hashlib
-import io
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -285,51 +284,6 @@ class _UploadSink:
         self.upload.write_part(part)
 
 
-def seal_in_memory(
-    key: str, data: bytes | bytearray | memoryview, *, recipients: Sequence[Any], level: int = 1
-) -> tuple[bytes, Sealed]:
-    """The object that sealing these bytes gives, and what it is; for what fits in memory."""
-    packed = zstandard.ZstdCompressor(level=level, write_checksum=True).compress(data)
-    if recipients:
-        output = io.BytesIO()
-        pyrage.encrypt_io(io.BytesIO(packed), output, list(recipients))
-        packed = output.getvalue()
-    return packed, Sealed(
-        key=key,
-        compression="zstd",
-        encrypted=bool(recipients),
-        stored_bytes=len(packed),
-        stored_sha256=hashlib.sha256(packed).hexdigest(),
-        sealed_bytes=len(data),
-        sealed_hash=content_hash(data),
-    )
-
-
-def content_hash(data: bytes | bytearray | memoryview) -> str:
-    """The hash of sealed content, with its name."""
-    return f"{HASH_NAME}:{xxhash.xxh3_128(data).hexdigest()}"
-
-
-def unseal_in_memory(stored: bytes, *, identities: Sequence[Any], where: str) -> bytes:
-    """Decrypt and decompress an object in memory; age and zstd tell damage. Raises SealError, IntegrityError."""
-    output = io.BytesIO()
-    try:
-        pyrage.decrypt_io(io.BytesIO(stored), output, list(identities))
-    except Exception as problem:
-        raise _not_decrypted(problem, where) from None
-    try:
-        return zstandard.ZstdDecompressor().decompress(output.getvalue())
-    except zstandard.ZstdError as problem:
-        raise IntegrityError(f"cannot be decompressed ({problem})", where=where) from None
-
-
-def seal_bytes(store: ObjectStore, key: str, data: bytes, *, recipients: Sequence[Any], level: int = 3) -> Sealed:
-    """Seal a small object that is in memory."""
-    stored, sealed = seal_in_memory(key, data, recipients=recipients, level=level)
-    store.put(key, stored)
-    return sealed
-
-
 def check_stored(store: ObjectStore, sealed: Sealed, *, progress: Callable[[int], None] | None = None) -> None:
     """Read one object and compare its size and SHA-256; needs no key. Raises IntegrityError or ObjectMissing."""
     reader = _StoredReader(store, sealed, progress=progress)
@@ -389,10 +343,11 @@ def _decrypt(reader: _StoredReader, inner: _InnerSink, *, identities: Sequence[A
         # A damaged object also fails to decrypt: the stored hash tells damage from a wrong key.
         reader.drain()
         reader.compare()
-        raise _not_decrypted(problem, reader.where) from None
+        raise not_decrypted(problem, reader.where) from None
 
 
-def _not_decrypted(problem: Exception, where: str) -> RecoveryError:
+def not_decrypted(problem: Exception, where: str) -> RecoveryError:
+    """A failure of age in this project's words: a key that does not fit, or damage."""
     if "matching keys" in str(problem):
         return SealError(
             "no identity given here opens this object",

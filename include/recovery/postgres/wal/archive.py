@@ -18,7 +18,7 @@ from recovery.errors import ConditionsUnsupported, IntegrityError, ObjectExists,
 from recovery.postgres.wal.history import History, parse_history
 from recovery.postgres.wal.positions import Segment, format_lsn
 from recovery.repository import layout
-from recovery.repository.sealing import content_hash, seal_in_memory, unseal_in_memory
+from recovery.repository.in_memory import content_hash, seal_in_memory, unseal_in_memory
 from recovery.repository.store import ObjectInfo, ObjectStore, put_final
 
 _DEFAULT_SEGMENT_BYTES = 16 << 20
