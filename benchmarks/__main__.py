@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks import _report
 from benchmarks._bench import Bench
+from benchmarks.incremental import chain, incremental
 from benchmarks.local import local
 from benchmarks.memory import memory
 from benchmarks.parse import parse
@@ -28,11 +29,13 @@ BENCHMARKS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "memory": memory,
     "restore": restore,
     "parse": parse,
+    "incremental": incremental,
+    "chain": chain,
     "wal-backlog": backlog,
     "recovery-point": recovery_point,
 }
 _SIZE_MB = 2500
-_OTHER_SIZES_MB = {"memory": 5500, "wal-backlog": 5120}
+_OTHER_SIZES_MB = {"memory": 5500, "wal-backlog": 5120, "incremental": 5500}
 
 
 def main() -> int:

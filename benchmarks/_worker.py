@@ -62,6 +62,13 @@ def base() -> int:
     return backup.take(Installation(config.load()).source(SYSTEM), "full").manifest.stored_bytes
 
 
+def incremental() -> int:
+    made = backup.take(Installation(config.load()).source(SYSTEM), "incremental").manifest
+    if made.kind != "incremental":
+        raise RuntimeError(f"a full was taken: {made.notes}")
+    return made.stored_bytes
+
+
 def dump() -> int:
     return backup.take(Installation(config.load()).source(SYSTEM), "dump").manifest.stored_bytes
 
@@ -88,7 +95,7 @@ def restored(target: str) -> int:
     settings = installation.configuration.postgres_system(SYSTEM)
     done = restore.restore_base(
         installation.store_of(SYSTEM),
-        [newest],
+        catalog.read(installation.store_of(SYSTEM), SYSTEM).chain(newest),
         Path(target),
         identities=installation.identities(),
         tablespaces={},
@@ -107,7 +114,7 @@ def verified(level: str) -> int:
 
 
 def _newest(installation: Installation) -> catalog.Backup:
-    newest = catalog.read(installation.store_of(SYSTEM), SYSTEM).newest("full")
+    newest = catalog.read(installation.store_of(SYSTEM), SYSTEM).newest("full", "incremental")
     if newest is None:
         raise LookupError("no backup was taken")
     return newest
@@ -116,6 +123,7 @@ def _newest(installation: Installation) -> catalog.Backup:
 WORK: dict[str, Callable[..., int]] = {
     "drain": drain,
     "base": base,
+    "incremental": incremental,
     "dump": dump,
     "restore": restored,
     "wal": wal,

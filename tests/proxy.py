@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks connections on purpose: cuts them, slows them down, changes bytes, or refuses to answer."""
+"""A TCP proxy that breaks connections on purpose: cuts them, slows them down, changes bytes, or passes nothing on."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ class Proxy:
         self.cuts = 0
         self.bytes_per_second: float | None = None
         """The pace of each direction of each connection."""
+        self.hold = False
+        """While set, no byte is passed on and nothing is closed: a network that swallows everything."""
+        self.refuse = False
+        """While set, a new connection is closed at once."""
         self.change_request: Change = lambda data: data
         self._target = target
         self._closing = False
@@ -74,12 +78,14 @@ class Proxy:
             with self._lock:
                 # One that is accepted while the proxy closes must not live on.
                 late = self._closing
-                if not late:
+                if not late and not self.refuse:
                     self._sockets |= {client, server}
-            if late:
+            if late or self.refuse:
                 client.close()
                 server.close()
-                return
+                if late:
+                    return
+                continue
             for forward, one, other in ((self._requests, client, server), (self._answers, server, client)):
                 threading.Thread(target=self._forward, args=(forward, one, other), daemon=True).start()
 
@@ -112,6 +118,8 @@ class Proxy:
     def _pace(self, data: bytes) -> None:
         if self.bytes_per_second is not None:
             time.sleep(len(data) / self.bytes_per_second)
+        while self.hold:
+            time.sleep(0.02)
 
     def _close(self, each: socket.socket) -> None:
         with self._lock:

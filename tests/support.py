@@ -124,9 +124,9 @@ class Site:
     def argv(self, *arguments: object) -> list[str]:
         return [sys.executable, "-m", "recovery", *(str(argument) for argument in arguments)]
 
-    def run(self, *arguments: object, expect: int = 0) -> Result[str]:
+    def run(self, *arguments: object, expect: int = 0, directory: Path | None = None) -> Result[str]:
         """Run the command in this process, which saves its start, and see that its exit status is the expected one."""
-        with contextlib.chdir(self.folder), pytest.MonkeyPatch.context() as patch:
+        with contextlib.chdir(directory or self.folder), pytest.MonkeyPatch.context() as patch:
             for name in [name for name in os.environ if name.startswith("AIRFLOW_CONN_")]:
                 patch.delenv(name)
             done = CliRunner().invoke(app, [str(argument) for argument in arguments], env=self.environment)
@@ -145,9 +145,9 @@ class Site:
         """The one document that --json prints."""
         return json.loads(self.run(*arguments, "--json", expect=expect).stdout)
 
-    def error(self, *arguments: object, expect: int = 1) -> str:
+    def error(self, *arguments: object, expect: int = 1, directory: Path | None = None) -> str:
         """The one line that a failing call prints."""
-        done = self.run(*arguments, expect=expect)
+        done = self.run(*arguments, expect=expect, directory=directory)
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1, done.stderr
         return lines[0]

@@ -21,10 +21,12 @@ from lab.airflow import Airflow
 from lab.clients import installation_of
 from lab.system import Lab
 from recovery.drill import evidence
+from recovery.postgres.wal import audit
 from recovery.repository import catalog
+from recovery.repository.verify import Level
 
 BACKUP, DRILL, SYSTEM = "postgres_full_backup", "restore_drill", "app038"
-INCREMENTAL = "postgres_incremental_backup"
+INCREMENTAL, WAL = "postgres_incremental_backup", "postgres_wal_archive"
 
 
 def airflow_of(lab: Lab) -> Airflow:
@@ -94,6 +96,28 @@ def test_airflow_takes_a_base_backup_and_a_dump_and_checks_both(lab: Lab, first_
     kinds = [identifier.partition("-")[2] for identifier in backups(lab)]
     assert kinds == ["full", "dump"]
     assert set(states(lab, BACKUP, run).values()) == {"success"}
+
+
+def test_wal_streams_by_itself_and_leads_on_from_the_first_backup(lab: Lab, first_runs: dict[str, Any]) -> None:
+    store, first = installation_of(lab).store_of(SYSTEM), backups(lab)[0]
+    deadline = time.monotonic() + 60
+    while not (windows := [window for report in audit.audit(store, SYSTEM, Level.EXISTS) for window in report.windows]):
+        assert time.monotonic() < deadline, "no WAL leads on from the first backup"
+        time.sleep(0.5)
+    assert windows[0].backup == first and windows[0].end_lsn > windows[0].begin_lsn
+    assert not [finding for report in audit.audit(store, SYSTEM, Level.EXISTS) for finding in report.findings]
+    (run,) = airflow_of(lab).request("GET", f"dags/{WAL}/dagRuns?state=running").json()["dag_runs"]
+    (stream,) = [
+        task
+        for task in airflow_of(lab).task_instances(WAL, run["dag_run_id"])
+        if task["task_id"] == "stream" and task["map_index"] == 0
+    ]
+    assert (stream["state"], stream["try_number"], stream["rendered_map_index"]) == ("running", 1, SYSTEM)
+    ((active, retained),) = lab.app038.execute(
+        "SELECT active, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) FROM pg_replication_slots"
+        " WHERE slot_name = 'recovery'"
+    )
+    assert active and retained < 256 << 20
 
 
 def test_retention_runs_and_the_name_of_its_task_says_what_it_deleted(lab: Lab) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -48,9 +49,9 @@ def stream(
 ) -> None:
     """Receive a system's WAL and store it as it is written; Ctrl-C stores what has come, and ends."""
     with run(json=json, config_file=config_file, verbose=verbose) as call:
-        stop = _Stop(_parse(duration))
         lines = _Lines(call.console)
-        outcome = streams.stream(lambda: call.installation().source(name), stop=stop.wanted, tick=lines.show)
+        with _Stop(_parse(duration)) as stop:
+            outcome = streams.stream(lambda: call.installation().source(name), stop=stop.wanted, tick=lines.show)
         document = {
             "system": name,
             "timeline": outcome.progress.timeline,
@@ -168,20 +169,27 @@ def fetch(
 
 
 class _Stop:
-    """At the end of the time, or at the first SIGINT or SIGTERM; a second one interrupts."""
+    """At the end of the time, or at the first SIGINT or SIGTERM. A second one ends the process at once."""
 
     def __init__(self, duration: timedelta | None) -> None:
         self._deadline = time.monotonic() + duration.total_seconds() if duration else None
         self._asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+
+    def __enter__(self) -> _Stop:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def wanted(self) -> bool:
         return self._asked or (self._deadline is not None and time.monotonic() >= self._deadline)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
-            raise KeyboardInterrupt("what was not stored yet stays with the server")
+            os.write(2, b"error: interrupted -> what was not stored yet stays with the server\n")
+            os._exit(130)
         self._asked = True
 
 

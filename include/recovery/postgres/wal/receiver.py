@@ -7,8 +7,8 @@ safe, and a commit that waits for this receiver (synchronous_standby_names) has 
 
 from __future__ import annotations
 
-import os
 import select
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -121,22 +121,19 @@ class Receiver:
             return ends
         self._heard = self._confirmed_at = time.monotonic()
         self._workers = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="wal")
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_write, False)
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_write.setblocking(False)
         try:
             ends = self._stream()
             self._finish()
             if ends is None:
                 self._session.finish()
             return ends
-        except BaseException:
-            # Before the uploads that hang are waited for: the server is not to wait for them too.
-            self._session.close()
-            raise
         finally:
-            self._workers.shutdown(wait=True, cancel_futures=True)
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            # Uploads that hang are left to end by themselves: whatever they still store is the same again.
+            self._workers.shutdown(wait=False, cancel_futures=True)
+            self._wake_read.close()
+            self._wake_write.close()
 
     def _stream(self) -> TimelineEnds | None:
         while not self._stop():
@@ -145,7 +142,7 @@ class Receiver:
                 self._heard = time.monotonic()
                 if isinstance(message, WalData):
                     self._take(message)
-                    self._progress.server = max(self._progress.server, self._progress.received)
+                    self._progress.server = max(message.end_lsn, self._progress.received)
                 elif isinstance(message, KeepAlive):
                     self._progress.server = message.end_lsn
                     if message.reply:
@@ -190,6 +187,10 @@ class Receiver:
                 where=self._session.where,
                 remedy="it is tried again",
             )
+        self._watch_store()
+
+    def _watch_store(self) -> None:
+        now = time.monotonic()
         if self._uploads and now - self._uploads[0].begun > _STORE_SECONDS:
             raise self._store_is_silent()
         if now - self._ticked_at >= 1.0:
@@ -202,10 +203,10 @@ class Receiver:
             timeout = max(0.0, min(timeout, self._piece_at + self._interval - time.monotonic()))
         self._sleep(timeout, self._session.socket, self._wake_read)
 
-    def _sleep(self, seconds: float, *descriptors: int) -> None:
+    def _sleep(self, seconds: float, *descriptors: int | socket.socket) -> None:
         ready, _, _ = select.select(descriptors, [], [], seconds)
         if self._wake_read in ready:
-            os.read(self._wake_read, 4096)
+            self._wake_read.recv(4096)
 
     def _send_whole(self) -> None:
         done = self._open
@@ -217,8 +218,7 @@ class Receiver:
             self._collect()
             if time.monotonic() - self._confirmed_at >= _STATUS_SECONDS:
                 self._confirm()
-            if self._uploads and time.monotonic() - self._uploads[0].begun > _STORE_SECONDS:
-                raise self._store_is_silent()
+            self._watch_store()
             self._sleep(1.0, self._wake_read)
         under_way = [upload.future for upload in self._uploads]
 
@@ -264,7 +264,7 @@ class Receiver:
 
     def _wake(self) -> None:
         try:
-            os.write(self._wake_write, b"x")
+            self._wake_write.send(b"x")
         except OSError:
             return
 

@@ -35,9 +35,10 @@ class Identity:
 
 @dataclass(frozen=True)
 class WalData:
-    """WAL from `lsn` on. `data` is valid until the next call only."""
+    """WAL from `lsn` on; `end_lsn` is how far the server had it when it sent this."""
 
     lsn: int
+    end_lsn: int
     data: memoryview
 
 
@@ -133,7 +134,8 @@ class WalSession:
         if size < 0:
             return self._end_of_timeline()
         if data[0] == 0x77:  # w: start, end of WAL, clock, bytes
-            return WalData(struct.unpack_from(">Q", data, 1)[0], data[25:])
+            lsn, end_lsn = struct.unpack_from(">QQ", data, 1)
+            return WalData(lsn, end_lsn, data[25:])
         if data[0] == 0x6B:  # k: end of WAL, clock, reply
             return KeepAlive(struct.unpack_from(">Q", data, 1)[0], bool(data[17]))
         raise self._failed(f"the server sent a message of unknown kind {data[0]:#x}")

@@ -11,15 +11,17 @@ from recovery.postgres.wal.positions import parse_lsn
 GIB = 1 << 30
 _SLOT = """
 SELECT restart_lsn::text, wal_status = 'lost', active,
-       coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn()
-                                     ELSE pg_current_wal_lsn() END, restart_lsn), 0)::bigint
-  FROM pg_replication_slots WHERE slot_name = %s
+       coalesce(greatest(pg_wal_lsn_diff(redo_lsn, restart_lsn), 0), 0)::bigint
+  FROM pg_replication_slots, pg_control_checkpoint() WHERE slot_name = %s
 """
 
 
 @dataclass(frozen=True)
 class Slot:
-    """`retained_bytes` is the WAL that the server keeps for it; `lost`: WAL that it needed is gone."""
+    """`lost`: WAL that it needed is gone. `retained_bytes` is the WAL that the server keeps for nothing but the slot.
+
+    What lies after the last checkpoint's redo position it keeps anyway, and bounds it by max_wal_size.
+    """
 
     restart_lsn: int | None
     lost: bool

@@ -28,7 +28,7 @@ from recovery.repository.sealing import parse_recipient
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
-_GOOD_SECONDS = 60.0
+_BOUND_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ def stream(
 ) -> Outcome:
     """Stream until `stop()` is true. What fails before the first byte is raised; later it is tried again, for ever.
 
+    Told to stop while a stream is broken, it raises what broke it: not all that was written may be stored.
+
     `open_source` is called for every connection: changed credentials are read. Raises IntegrityError when the
     repository holds other WAL under a name that this server uses: going on would mix two histories.
     """
@@ -82,20 +84,21 @@ def stream(
         tick(progress)
 
     while True:
-        begun = time.monotonic()
+        before = outcome.progress.bytes_stored
         try:
             _Stream(open_source(), outcome, ticked, stop).run()
             return outcome
         except (StoreError, WalError, PreconditionError) as problem:
             if not started:
                 raise
-            wait = _FIRST_PAUSE if time.monotonic() - begun > _GOOD_SECONDS else min(2 * wait, _LONGEST_PAUSE)
+            wait = _FIRST_PAUSE if outcome.progress.bytes_stored > before else min(2 * wait, _LONGEST_PAUSE)
             log.warning("the WAL stream broke: %s; it goes on in %.1f s", problem, wait)
+            broken = problem
         outcome.reconnects += 1
         deadline = time.monotonic() + wait
         while time.monotonic() < deadline:
             if stop():
-                return outcome
+                raise broken
             pause(0.1)
 
 
@@ -111,6 +114,7 @@ class _Stream:
             )
         self._source, self._outcome, self._tick, self._stop = source, outcome, tick, stop
         self._options: WalOptions = source.settings.wal
+        self._asked = time.monotonic()
 
     def run(self) -> None:
         connection = self._source.connection
@@ -163,7 +167,10 @@ class _Stream:
             beginning = _Beginning(ends.timeline, ends.lsn - ends.lsn % archive.segment_bytes)
 
     def _watched(self, progress: Progress) -> None:
-        self._check_bound(progress.server - progress.stored)
+        if self._options.give_up_gib is not None and time.monotonic() >= self._asked + _BOUND_SECONDS:
+            self._asked = time.monotonic()
+            slot = slots.read(self._source.connection, self._options.slot).slot
+            self._check_bound(slot.retained_bytes if slot is not None else 0)
         self._tick(progress)
 
     def _guard(self, slot: slots.Slot | None, version_number: int) -> None:
