@@ -156,7 +156,7 @@ class WalOptions(_Strict):
     interval: Duration = timedelta(seconds=1)
     """The longest that received WAL waits before it is uploaded."""
     give_up_gib: Annotated[int, Field(ge=1)] | None = None
-    """Drop the slot when it retains more WAL than this; None: when the server's disk would be the price."""
+    """Drop the slot when the server keeps more WAL than this for nothing but the slot; None: never."""
 
 
 class DumpOptions(_Strict):
