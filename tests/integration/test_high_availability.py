@@ -23,6 +23,9 @@ def test_a_stream_follows_a_failover_and_nothing_that_the_new_primary_has_is_los
             site.add(replace(backup, host=f"{one.host},{two.host}", extra=hosts))
             site.add(replace(backup, id="app038_standby", port=two.port))
             site.system["base"] = {"connection": "app038_standby"}
+            checked = {item["what"]: item for item in site.json("config", "check")["systems"]}
+            assert checked["base app038"]["state"] == checked["postgres app038"]["state"] == "ok"
+            assert checked["base app038"]["detail"].endswith(", a standby")
             with streaming(site) as outcome:
                 until(lambda: slot_lsn(one))
                 assert site.backup("full").manifest.server.in_recovery

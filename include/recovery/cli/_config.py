@@ -13,7 +13,9 @@ from recovery import config
 from recovery.cli._run import ConfigFile, Identity, Json, Verbose, failed, run, table
 from recovery.errors import ConfigurationError, RecoveryError
 from recovery.installation import Installation
+from recovery.manifest import Server
 from recovery.postgres import inspect
+from recovery.postgres.backup import Source
 
 
 class State(StrEnum):
@@ -61,6 +63,8 @@ def _reach_all(installation: Installation) -> Iterator[Reached]:
         yield _reach(f"repository {name}", lambda name=name: _repository(installation, name))  # type: ignore[misc]
     for name in configuration.postgres:
         yield _reach(f"postgres {name}", lambda name=name: _postgres(installation, name))  # type: ignore[misc]
+        if configuration.postgres[name].base.connection is not None:
+            yield _reach(f"base {name}", lambda name=name: _base(installation.source(name).read_for("full")))  # type: ignore[misc]
         if configuration.postgres[name].wal is not None:
             yield _reach(f"wal {name}", lambda name=name: _wal(installation, name))  # type: ignore[misc]
     yield _identity(installation)
@@ -81,12 +85,22 @@ def _repository(installation: Installation, name: str) -> str:
 
 def _postgres(installation: Installation, name: str) -> str:
     source = installation.source(name)
-    server = inspect.inspect(source.connection)
-    settings = source.settings
+    if source.base_connection is None:
+        return _base(source)
+    return _described(inspect.inspect(source.connection))
+
+
+def _base(source: Source) -> str:
+    server, settings = inspect.inspect(source.connection), source.settings
     inspect.check_base_backup(
         source.connection, server, compression=settings.base.compression, configured_tools=settings.tools
     )
-    return f"PostgreSQL {server.version}, system {server.system_identifier}"
+    return _described(server)
+
+
+def _described(server: Server) -> str:
+    role = ", a standby" if server.in_recovery else ""
+    return f"PostgreSQL {server.version}, system {server.system_identifier}{role}"
 
 
 def _wal(installation: Installation, name: str) -> str:
