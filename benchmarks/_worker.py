@@ -16,7 +16,7 @@ import zstandard
 from benchmarks._processes import status_bytes
 from recovery import config
 from recovery.installation import Installation
-from recovery.postgres import backup, inspect, owner, restore, tools
+from recovery.postgres import backup, inspect, moment, owner, replay, tools
 from recovery.postgres import verify as postgres_verify
 from recovery.postgres.replication import BaseBackup, StreamOptions
 from recovery.postgres.wal import stream
@@ -89,17 +89,20 @@ def wal(end: str) -> int:
     return sum(info.size for info in store.scan("postgres/"))
 
 
-def restored(target: str) -> int:
+def restored(target: str, to: str = "end") -> int:
+    """To the end of the newest backup, or with `latest` to the end of the stored WAL."""
     installation = Installation(config.load())
-    newest = _newest(installation)
-    settings = installation.configuration.postgres_system(SYSTEM)
-    done = restore.restore_base(
-        installation.store_of(SYSTEM),
-        catalog.read(installation.store_of(SYSTEM), SYSTEM).chain(newest),
+    store, settings = installation.store_of(SYSTEM), installation.configuration.postgres_system(SYSTEM)
+    found = catalog.read(store, SYSTEM)
+    wanted = moment.parse(_newest(installation).id if to == "end" else to)
+    route = moment.find(store, found, SYSTEM, wanted)
+    done, _ = replay.restore_to(
+        store,
+        route,
         Path(target),
         identities=installation.identities(),
         tablespaces={},
-        tools=tools.find(newest.manifest.server.major, configured=settings.tools),
+        tools=tools.find(route.backup.manifest.server.major, configured=settings.tools),
         owner=owner.choose(installation.configuration.sandbox.user),
     )
     return done.fetched_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from typing import Any
 
 import psycopg
@@ -11,10 +12,12 @@ from benchmarks._bench import Bench, document
 from benchmarks._measure import Run, figure, verdict, worker
 from benchmarks._site import site
 from lab.postgres import PostgresServer
+from recovery.postgres.wal.positions import format_lsn, parse_lsn
 
 GOAL_TIME, GOAL_BYTES = 0.10, 0.03
 _SHARES = (0.01, 0.02, 0.04)
 _CHAIN = 8
+_WAL_BYTES = 2_000_000_000
 
 
 def incremental(bench: Bench) -> dict[str, Any]:
@@ -41,29 +44,38 @@ def incremental(bench: Bench) -> dict[str, Any]:
 
 
 def chain(bench: Bench) -> dict[str, Any]:
-    """Restore the full alone, and the end of eight incrementals on it."""
+    """Restore the full alone, the end of eight incrementals on it, and the end of two GB of WAL after those."""
     with bench.server() as server:
         folder = bench.fresh("site")
-        environment = site(folder, server, where="client")
+        environment = site(folder, server, where="client", wal=True)
+        (folder / "repository").mkdir()
         worker("base", environment=environment)
         runs = {"restore of the full": _restored(bench, environment)}
         for _ in range(_CHAIN):
             _touch(server, _SHARES[0])
             worker("incremental", environment=environment)
         runs[f"restore of the full and {_CHAIN} incrementals"] = _restored(bench, environment)
+        server.execute("SELECT pg_create_physical_replication_slot('recovery', true)")
+        worker("incremental", environment=environment)
+        worker("wal", format_lsn(_write_wal(server, _WAL_BYTES)), environment=environment)
+        server.execute("SELECT pg_drop_replication_slot('recovery')")
+        runs[f"the same, and {_WAL_BYTES / 1e9:.0f} GB of WAL"] = _restored(bench, environment, to="latest")
         shutil.rmtree(folder)
-    full, whole = runs.values()
+    full, whole, with_wal = runs.values()
     return document(
         bench,
         figures=[figure(name, [run]) for name, run in runs.items()],
-        ratios=[verdict("chain / full", whole.seconds / full.seconds, goal=None)],
+        ratios=[
+            verdict("chain / full", whole.seconds / full.seconds, goal=None),
+            verdict("chain and WAL / full", with_wal.seconds / full.seconds, goal=None),
+        ],
     )
 
 
-def _restored(bench: Bench, environment: dict[str, str]) -> Run:
+def _restored(bench: Bench, environment: dict[str, str], *, to: str = "end") -> Run:
     target = bench.folder / "restored"
     shutil.rmtree(target, ignore_errors=True)
-    run = worker("restore", str(target), environment=environment, inner=True)
+    run = worker("restore", str(target), to, environment=environment, inner=True)
     shutil.rmtree(target)
     return run
 
@@ -71,6 +83,19 @@ def _restored(bench: Bench, environment: dict[str, str]) -> Run:
 def _bytes(run: Run) -> int:
     stored: int = run.answer["bytes"]
     return stored
+
+
+def _write_wal(server: PostgresServer, size: int) -> int:
+    """So many bytes of pgbench's WAL; returns where they end."""
+    begin = end = _lsn(server)
+    while end < begin + size:
+        subprocess.run([server.bindir / "pgbench", "-c", "4", "-T", "5", "-n", "-N", server.dsn()], check=True)
+        end = _lsn(server)
+    return end
+
+
+def _lsn(server: PostgresServer) -> int:
+    return parse_lsn(server.execute("SELECT pg_current_wal_flush_lsn()")[0][0])
 
 
 def _touch(server: PostgresServer, share: float) -> None:
