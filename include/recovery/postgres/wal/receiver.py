@@ -138,21 +138,21 @@ class Receiver:
     def _stream(self) -> TimelineEnds | None:
         while not self._stop():
             message = self._session.receive()
-            while message is not None:
-                self._heard = time.monotonic()
-                if isinstance(message, WalData):
-                    self._take(message)
-                    self._progress.server = max(message.end_lsn, self._progress.received)
-                elif isinstance(message, KeepAlive):
-                    self._progress.server = message.end_lsn
-                    if message.reply:
-                        self._confirm()
-                else:
-                    return message
+            if message is None:
                 self._attend()
-                message = self._session.receive()
+                self._wait()
+                continue
+            self._heard = time.monotonic()
+            if isinstance(message, WalData):
+                self._take(message)
+                self._progress.server = max(message.end_lsn, self._progress.received)
+            elif isinstance(message, KeepAlive):
+                self._progress.server = message.end_lsn
+                if message.reply:
+                    self._confirm()
+            else:
+                return message
             self._attend()
-            self._wait()
         return None
 
     def _take(self, message: WalData) -> None:

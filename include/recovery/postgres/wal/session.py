@@ -80,11 +80,6 @@ class WalSession:
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Drop the connection; the server frees the slot."""
-        self._streams = False
         self._session.finish()
 
     @property
