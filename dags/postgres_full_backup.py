@@ -15,7 +15,7 @@ from typing import Any
 from airflow.sdk import Metadata, Param, TriggerRule, dag, get_current_context, task, task_group
 from airflow.sdk.exceptions import AirflowSkipException
 
-from orchestration import work
+from orchestration import forms, work
 from orchestration.assets import POSTGRES_BACKUP
 from orchestration.schedules import cron
 
@@ -63,13 +63,7 @@ def protect(system: str) -> None:
     max_active_runs=1,
     default_args={"retries": 2, "retry_delay": timedelta(minutes=2), "execution_timeout": timedelta(hours=12)},
     params={
-        "systems": Param(
-            None,
-            type=["null", "array"],
-            items={"type": "string"},
-            title="Systems",
-            description="Names from recovery.yaml, one a line. Empty: all of them.",
-        ),
+        "systems": forms.systems(),
         "base": Param(True, type="boolean", title="Base backup", description="The whole cluster, physically."),
         "dump": Param(True, type="boolean", title="Dump", description="pg_dump of every database, and the globals."),
     },

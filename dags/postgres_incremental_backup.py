@@ -16,9 +16,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Metadata, Param, dag, get_current_context, task, task_group
+from airflow.sdk import Metadata, dag, get_current_context, task, task_group
 
-from orchestration import work
+from orchestration import forms, work
 from orchestration.assets import POSTGRES_BACKUP
 from orchestration.schedules import cron
 
@@ -52,13 +52,7 @@ def protect(system: str) -> None:
     max_active_runs=1,
     default_args={"retries": 2, "retry_delay": timedelta(minutes=2), "execution_timeout": timedelta(hours=12)},
     params={
-        "systems": Param(
-            None,
-            type=["null", "array"],
-            items={"type": "string"},
-            title="Systems",
-            description="Names from recovery.yaml, one a line. Empty: all of them.",
-        ),
+        "systems": forms.systems(),
     },
     tags=["recovery", "postgres", "backup"],
     doc_md=__doc__,

@@ -17,7 +17,7 @@ from typing import Any
 from airflow.sdk import Param, TriggerRule, dag, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from orchestration import work
+from orchestration import forms, work
 
 # Known before the task begins: it runs for as long as anyone will look at it.
 NAMED = {"map_index_template": "{{ task.op_kwargs['system'] }}"}
@@ -60,13 +60,7 @@ def gaps(streams: list[dict[str, Any]]) -> None:
     schedule="@continuous",
     max_active_runs=1,
     params={
-        "systems": Param(
-            None,
-            type=["null", "array"],
-            items={"type": "string"},
-            title="Systems",
-            description="Names from recovery.yaml, one a line. Empty: all that have `wal`.",
-        ),
+        "systems": forms.systems(otherwise="all that have `wal`"),
         "minutes": Param(30, type="integer", minimum=1, maximum=1440, title="Minutes", description="Then hand over."),
     },
     tags=["recovery", "postgres", "wal"],

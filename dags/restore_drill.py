@@ -12,7 +12,7 @@ from typing import Any
 
 from airflow.sdk import Metadata, Param, dag, get_current_context, task
 
-from orchestration import work
+from orchestration import forms, work
 from orchestration.assets import POSTGRES_DRILL
 from orchestration.schedules import cron
 
@@ -33,13 +33,7 @@ def drill(system: str, params: dict[str, Any] | None = None) -> Any:
     max_active_runs=1,
     default_args={"retries": 1, "retry_delay": timedelta(minutes=5), "execution_timeout": timedelta(hours=12)},
     params={
-        "systems": Param(
-            None,
-            type=["null", "array"],
-            items={"type": "string"},
-            title="Systems",
-            description="Names from recovery.yaml, one a line. Empty: all of them.",
-        ),
+        "systems": forms.systems(),
         "to": Param("latest", type="string", title="Backup", description="`latest`, or the id of a base backup."),
     },
     tags=["recovery", "postgres", "drill"],

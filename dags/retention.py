@@ -14,7 +14,7 @@ from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
 
-from orchestration import work
+from orchestration import forms, work
 from orchestration.schedules import cron
 
 
@@ -37,13 +37,7 @@ def retain(system: str, params: dict[str, Any] | None = None) -> str:
     max_active_runs=1,
     default_args={"retries": 1, "retry_delay": timedelta(minutes=5), "execution_timeout": timedelta(hours=12)},
     params={
-        "systems": Param(
-            None,
-            type=["null", "array"],
-            items={"type": "string"},
-            title="Systems",
-            description="Names from recovery.yaml, one a line. Empty: all of them.",
-        ),
+        "systems": forms.systems(),
         "apply": Param(True, type="boolean", title="Apply", description="Delete. Otherwise the plan is only logged."),
     },
     tags=["recovery", "postgres", "retention"],

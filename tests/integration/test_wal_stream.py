@@ -11,7 +11,9 @@ import pytest
 from lab.objectstore import SeaweedFS
 from lab.postgres import PostgresServer
 from recovery.errors import IntegrityError, WalError
+from recovery.postgres.wal import stream as streams
 from recovery.postgres.wal.positions import Segment, parse_lsn
+from recovery.postgres.wal.receiver import Progress
 from tests.conftest import directory_repository, s3_repository
 from tests.support import Site, new_folder, s3_connection
 from tests.wal import (
@@ -85,6 +87,20 @@ def test_into_s3_whole_segments_are_locked_and_pieces_go(
     assert not any(
         locked(archive.piece_key(segment, piece)) for segment in index.pieces for piece in index.pieces[segment]
     )
+
+
+def test_a_stream_that_is_told_to_stop_in_a_backlog_stops_there_and_loses_nothing(
+    site: Site, primary: PostgresServer
+) -> None:
+    primary.execute("SELECT pg_create_physical_replication_slot('recovery', true)")
+    write(primary, rows=1_000_000)
+    begun: list[Progress] = []
+    outcome = streams.stream(lambda: site.installation().source("app038"), stop=lambda: bool(begun), tick=begun.append)
+    assert outcome.progress.stored == outcome.progress.received < current_lsn(primary) - SIZE
+    with streaming(site) as then:
+        wait_stored(primary)
+    compare(site, primary)
+    assert then[0].gaps == []
 
 
 def test_an_idle_systems_last_commit_is_stored_and_pieces_stay_few(site: Site, primary: PostgresServer) -> None:
