@@ -66,7 +66,7 @@ def trust_state(connection: Connection, server: Server) -> trust.State:
             data_checksums=server.data_checksums,
             wal_log_hints=server.wal_log_hints,
             summarize_wal=summarizes and _one(session, "SHOW summarize_wal") == "on",
-            summarized_from=trust.unbroken_from(_summaries(session, timeline)) if summarizes else None,
+            summarized_from=_summarized_from(session, timeline) if summarizes else None,
         )
 
 
@@ -168,9 +168,16 @@ def _check_room(session: Session, where: str, setting: str, used_query: LiteralS
         )
 
 
-def _summaries(session: Session, timeline: int) -> list[tuple[int, int]]:
+def _summarized_from(session: Session, timeline: int) -> int | None:
+    """See trust.State. Before a first summary is written, where it will begin: the summarizer need only catch up."""
     rows = session.execute("SELECT start_lsn, end_lsn FROM pg_available_wal_summaries() WHERE tli = %s", (timeline,))
-    return [(parse_lsn(start), parse_lsn(end)) for start, end in rows]
+    written = trust.unbroken_from((parse_lsn(start), parse_lsn(end)) for start, end in rows)
+    if written is not None:
+        return written
+    begin = _one(
+        session, "SELECT summarized_lsn::text FROM pg_get_wal_summarizer_state() WHERE summarized_tli = %s", timeline
+    )
+    return parse_lsn(begin) if begin else None
 
 
 def _tablespaces(session: Session) -> list[Tablespace]:

@@ -30,7 +30,7 @@ class State:
     wal_log_hints: bool
     summarize_wal: bool
     summarized_from: int | None
-    """From this LSN on WAL summaries reach to the newest one without a gap; None where there are none."""
+    """From this LSN on WAL is summarized without a gap, or will be; None where that is not known."""
 
 
 @dataclass(frozen=True)
