@@ -13,6 +13,8 @@ import pytest
 from psycopg import sql
 
 from lab import app038
+from lab.bao import OpenBao
+from lab.bao_cluster import OpenBaoCluster
 from lab.objectstore import SeaweedFS
 from lab.postgres import PostgresServer
 from tests.support import Site, make_site, new_folder, s3_connection
@@ -112,6 +114,34 @@ def objects() -> Iterator[SeaweedFS]:
     with new_folder() as folder, SeaweedFS(folder / "objects") as started:
         started.create_bucket("locked", object_lock=True)
         started.create_bucket("plain")
+        yield started
+
+
+@pytest.fixture(scope="module")
+def vault(server: PostgresServer) -> Iterator[OpenBao]:
+    """App038's OpenBao, which makes roles on `server` for as long as a module uses it."""
+    try:
+        with new_folder() as folder, OpenBao(folder / "vault") as started:
+            app038.fill_vault(started, server)
+            yield started
+    finally:
+        clear_of_vault(server)
+
+
+def clear_of_vault(server: PostgresServer) -> None:
+    """Drop every role that a Vault has made, its own, and the canary's rows."""
+    ours = "SELECT rolname FROM pg_roles WHERE rolname LIKE 'v-%%' OR rolname = %s ORDER BY rolname DESC"
+    for (name,) in server.execute(ours, (app038.MANAGEMENT_ROLE,)):
+        server.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
+        server.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+    server.execute("DROP TABLE IF EXISTS recovery.canary", dbname=app038.DATABASE)
+    server.passwords.pop(app038.MANAGEMENT_ROLE, None)
+
+
+@pytest.fixture(scope="module")
+def vault_cluster() -> Iterator[OpenBaoCluster]:
+    """Three empty nodes of OpenBao, all of them up: whoever kills one starts it again."""
+    with new_folder() as folder, OpenBaoCluster(folder / "cluster") as started:
         yield started
 
 

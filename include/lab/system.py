@@ -21,7 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from lab import app038
 from lab.airflow import Airflow
 from lab.bao import OpenBao
-from lab.clients import BUCKET, configuration, environment, key_pair
+from lab.clients import BUCKET, SHARES_FILE, configuration, environment, key_pair
 from lab.directory import REPOSITORY, LabDirectory
 from lab.errors import LabError
 from lab.objectstore import SeaweedFS
@@ -55,11 +55,12 @@ class Lab:
         self.size_mb = size_mb
         self.ready_seconds: float | None = None
         self._progress = progress
-        self.vault_token = secrets.token_hex(16)
-        self.app038 = self._postgres("app038", settings=app038.SETTINGS, roles=("app038", "reporting", "backup"))
+        self.app038 = self._postgres(
+            "app038", settings=app038.SETTINGS, roles=("app038", "reporting", "backup", "canary")
+        )
         self.staging = self._postgres("staging") if staging else None
         self.objects = SeaweedFS(self.root / "objects", log=self._log("objects"), lab_id=self.id)
-        self.vault = OpenBao(self.root / "vault", log=self._log("vault"), lab_id=self.id) if vault else None
+        self.vault = self._bao() if vault else None
         self.prometheus = (
             Prometheus(self.root / "prometheus", log=self._log("prometheus"), lab_id=self.id) if prometheus else None
         )
@@ -92,6 +93,13 @@ class Lab:
         ]
         return [part for part in parts if part]
 
+    @property
+    def vault_token(self) -> str:
+        """A new token of the identity that makes the Vault's backups."""
+        if self.vault is None:
+            raise LabError("this lab has no Vault")
+        return self.vault.log_in(app038.BACKUP_APPROLE)
+
     def start(self) -> None:
         """Start everything at once; return when all of it is ready. AlreadyRunningError where the lab is up."""
         begun = time.monotonic()
@@ -113,6 +121,7 @@ class Lab:
         self.load.stop()
         self._stop_parts()
         sweep(self.id)
+        (self.root / SHARES_FILE).unlink(missing_ok=True)
         self.directory.release()
 
     def __enter__(self) -> Self:
@@ -134,14 +143,16 @@ class Lab:
             **({"staging": self.staging.start} if self.staging else {}),
             **({"prometheus": self.prometheus.start} if self.prometheus else {}),
         }
-        pool = ThreadPoolExecutor(max_workers=len(starters), thread_name_prefix="lab-start")
-        futures = [pool.submit(self._timed, name, starter) for name, starter in starters.items()]
+        pool = ThreadPoolExecutor(max_workers=len(starters) + 1, thread_name_prefix="lab-start")
+        futures = {name: pool.submit(self._timed, name, starter) for name, starter in starters.items()}
+        if self.vault:
+            futures["secrets"] = pool.submit(self._fill_vault, self.vault, after=[futures["app038"], futures["vault"]])
         try:
             # The first failure ends the start, whichever part it is of.
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            for future in wait(futures.values(), return_when=FIRST_EXCEPTION).done:
                 future.result()
         except BaseException:
-            self._abandon(futures)
+            self._abandon(list(futures.values()))
             raise
         finally:
             pool.shutdown()
@@ -161,14 +172,14 @@ class Lab:
             for stopped in [pool.submit(server.stop) for server in self.servers]:
                 stopped.result()
 
-    def _timed(self, name: str, starter: Callable[[], None]) -> None:
+    def _timed(self, name: str, starter: Callable[[], None], *, done: str = "ready") -> None:
         begun = time.monotonic()
         server = next(server for server in self.servers if server.name == name)
         try:
             starter()
         except (psycopg.Error, httpx.HTTPError, BotoCoreError, ClientError, OSError) as error:
             raise LabError(f"{name}: {error}; last lines of {server.log}:\n{log_tail(server.log)}") from error
-        self._progress(f"{name} ready in {time.monotonic() - begun:.1f} s: {server.host}:{server.port}")
+        self._progress(f"{name} {done} in {time.monotonic() - begun:.1f} s: {server.host}:{server.port}")
 
     def _start_airflow(self) -> None:
         if self.airflow:
@@ -189,8 +200,17 @@ class Lab:
     def _start_vault(self) -> None:
         if self.vault:
             self.vault.start()
-            policy = REPOSITORY / "include" / "config" / "openbao" / "backup-policy.hcl"
-            app038.create_secrets(self.vault, backup_policy=policy, backup_token=self.vault_token)
+            self.directory.write_private(SHARES_FILE, "".join(f"{share}\n" for share in self.vault.shares))
+
+    def _fill_vault(self, vault: OpenBao, *, after: list[Future[None]]) -> None:
+        for started in after:
+            started.result()
+        self._timed("vault", lambda: app038.fill_vault(vault, self.app038), done="filled")
+
+    def _bao(self) -> OpenBao:
+        # Known before it runs, as PostgreSQL's are.
+        passwords = {app038.BACKUP_APPROLE: secrets.token_urlsafe(18)}
+        return OpenBao(self.root / "vault", passwords=passwords, log=self._log("vault"), lab_id=self.id)
 
     def _postgres(
         self, name: str, *, settings: dict[str, str] | None = None, roles: tuple[str, ...] = ()

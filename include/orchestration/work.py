@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 if TYPE_CHECKING:
+    from recovery.drill.evidence import Evidence
     from recovery.postgres.backup import Kind
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ _NOTHING_SECONDS = 60.0
 
 def chosen_systems(wanted: list[str] | None) -> list[str]:
     """The PostgreSQL systems that a run works on: those named in its form, or all of the configuration."""
-    with _work():
+    with guarded():
         from recovery import config
 
         configuration = config.load()
@@ -39,7 +40,7 @@ def chosen_systems(wanted: list[str] | None) -> list[str]:
 
 def streamed_systems(wanted: list[str] | None) -> list[str]:
     """The systems whose WAL is archived. Where there is none, this takes its time: the DAG begins again at once."""
-    with _work():
+    with guarded():
         from recovery import config
 
         configuration = config.load()
@@ -52,7 +53,7 @@ def streamed_systems(wanted: list[str] | None) -> list[str]:
 
 def stream_wal(system: str, *, minutes: int) -> dict[str, Any]:
     """Stream a system's WAL for some minutes. A server that cannot be reached is no reason to give up the retries."""
-    with _work():
+    with guarded():
         from orchestration.installation import open_installation
         from recovery.errors import PreconditionError
         from recovery.postgres.wal import stream
@@ -79,7 +80,7 @@ def stream_wal(system: str, *, minutes: int) -> dict[str, Any]:
             )
         except PreconditionError as problem:
             raise AirflowException(str(problem)) from None
-        return _logged(
+        return logged(
             {
                 "system": system,
                 "stored_lsn": format_lsn(outcome.progress.stored),
@@ -100,17 +101,17 @@ def trigger(dag_id: str, conf: dict[str, Any]) -> None:
 
 def back_up(system: str, kind: Kind) -> dict[str, Any]:
     """Take a backup and commit it; returns its summary."""
-    with _work():
+    with guarded():
         from orchestration.installation import open_installation
         from recovery.postgres import backup
 
-        made = backup.take(open_installation().source(system), kind, progress=_log_progress())
-        return _logged(made.summary())
+        made = backup.take(open_installation().source(system), kind, progress=log_progress())
+        return logged(made.summary())
 
 
 def check(summary: dict[str, Any]) -> dict[str, Any]:
     """Read every object of a new backup back from the store and compare it with what was written. Needs no key."""
-    with _work():
+    with guarded():
         from orchestration.installation import open_installation
         from recovery.postgres.verify import verify
         from recovery.repository import catalog
@@ -129,47 +130,53 @@ def check(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def drill(system: str, to: str) -> dict[str, Any]:
-    """Restore a backup in isolation and check it; the evidence is stored before a bad verdict fails the task."""
-    with _work():
+    """Restore a backup in isolation and check it, together with its Vault's snapshot where one holds its keys.
+
+    The evidence is stored before a bad verdict fails the task.
+    """
+    with guarded():
         from orchestration.installation import open_installation
+        from recovery.drill.choose import What, what
         from recovery.drill.postgres import drill as run_drill
         from recovery.postgres import plan
         from recovery.repository import catalog
-        from recovery.repository.verify import Verdict
 
         installation = open_installation()
         backup = plan.choose(catalog.read(installation.store_of(system), system), to)
-        evidence = run_drill(installation, system, backup, progress=_log_progress())
-        for item in evidence.checks:
-            log.log(
-                logging.INFO if item.verdict is Verdict.OK else logging.ERROR,
-                "%s: %s: %s",
-                item.name,
-                item.verdict,
-                item.detail,
-            )
-        if evidence.verdict is not Verdict.OK:
-            reasons = "; ".join(
-                f"{item.name}: {item.detail}" for item in evidence.checks if item.verdict is not Verdict.OK
-            )
-            raise AirflowFailException(
-                f"{backup.id}: the drill ended {evidence.verdict}: {reasons} (evidence: {evidence.key})"
-            )
-        return _logged(
-            {
-                "system": system,
-                "backup": backup.id,
-                "evidence": evidence.key,
-                "verdict": str(evidence.verdict),
-                "rpo_seconds": evidence.rpo_seconds,
-                "rto_seconds": evidence.rto_seconds,
-            }
+        together = what(installation.configuration, system) is What.SET
+        return judged(run_drill(installation, system, backup, together=together, progress=log_progress()))
+
+
+def judged(found: Evidence) -> dict[str, Any]:
+    """Log what a drill found, and fail the task where that is not ok; returns what its event carries."""
+    from recovery.repository.verify import Verdict
+
+    for item in found.checks:
+        level = logging.INFO if item.verdict is Verdict.OK else logging.ERROR
+        log.log(level, "%s: %s: %s", item.name, item.verdict, item.detail)
+    for loose in found.loose:
+        log.warning("%s: %s -> %s", loose.what, loose.name, loose.remedy)
+    if found.verdict is not Verdict.OK:
+        reasons = "; ".join(f"{item.name}: {item.detail}" for item in found.checks if item.verdict is not Verdict.OK)
+        raise AirflowFailException(
+            f"{found.backup}: the drill ended {found.verdict}: {reasons} (evidence: {found.key})"
         )
+    return logged(
+        {
+            "system": found.system,
+            "backup": found.backup,
+            "snapshot": found.snapshot,
+            "evidence": found.key,
+            "verdict": str(found.verdict),
+            "rpo_seconds": found.rpo_seconds,
+            "rto_seconds": found.rto_seconds,
+        }
+    )
 
 
 def retain(system: str, *, apply: bool) -> str:
     """Log what retention keeps and why, and delete what may go if `apply` says so; returns what was done in a line."""
-    with _work():
+    with guarded():
         from orchestration.installation import open_installation
         from recovery import housekeeping
 
@@ -177,7 +184,7 @@ def retain(system: str, *, apply: bool) -> str:
         store, rules = installation.store_of(system), installation.configuration.postgres_system(system).retention
         outcome = None
         if apply:
-            plan, outcome = housekeeping.apply(store, system, rules, progress=_log_progress())
+            plan, outcome = housekeeping.apply(store, system, rules, progress=log_progress())
         else:
             plan = housekeeping.plan(store, system, rules)
         for decision in plan.decisions:
@@ -195,12 +202,12 @@ def retain(system: str, *, apply: bool) -> str:
         return str(outcome)
 
 
-def _logged(values: dict[str, Any]) -> dict[str, Any]:
+def logged(values: dict[str, Any]) -> dict[str, Any]:
     log.info(", ".join(f"{key}={value}" for key, value in values.items()))
     return values
 
 
-def _log_progress() -> Any:
+def log_progress() -> Any:
     """A line every few seconds: a task log is not a terminal."""
     next_line = time.monotonic() + _LINE_SECONDS
 
@@ -215,7 +222,7 @@ def _log_progress() -> Any:
 
 
 @contextlib.contextmanager
-def _work() -> Iterator[None]:
+def guarded() -> Iterator[None]:
     """Errors in one line; what no retry can mend fails at once; a task that is ended cleans up before it dies.
 
     Airflow ends a task with SIGTERM, to which a Python task does not react by itself, and SIGKILL five seconds later.

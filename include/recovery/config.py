@@ -88,7 +88,26 @@ def _prefix(value: str) -> str:
     return value
 
 
+def _vault_path(value: str) -> str:
+    if not re.fullmatch(r"[^/\s]+(/[^/\s]+)+", value):
+        raise ValueError("a path in Vault is its mount and more, with single slashes: write database/creds/backup")
+    return value
+
+
+def _transit_key(value: str) -> str:
+    if not re.fullmatch(r"[^/\s]+(/[^/\s]+)+", value):
+        raise ValueError("a transit key is named with its mount: write transit/app038")
+    return value
+
+
+def _column(value: str) -> str:
+    if not re.fullmatch(r"[^.]+\.[^.]+\.[^.]+", value):
+        raise ValueError("a column is named in full: write public.users.phone")
+    return value
+
+
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
+TransitKey = Annotated[str, AfterValidator(_transit_key)]
 ConnectionId = Annotated[str, AfterValidator(_connection_id)]
 SystemName = Annotated[str, AfterValidator(_system_name)]
 Recipient = Annotated[str, AfterValidator(_recipient)]
@@ -184,12 +203,57 @@ class Retention(_Strict):
     """Objects that no manifest names are swept when they are older than this."""
 
 
+class SnapshotRetention(_Strict):
+    """What is kept of a Vault's snapshots and exports; a backup that any of these wants stays. Without any, all do."""
+
+    newest: Annotated[int, Field(ge=1)] | None = None
+    daily: Annotated[int, Field(ge=0)] = 0
+    weekly: Annotated[int, Field(ge=0)] = 0
+    monthly: Annotated[int, Field(ge=0)] = 0
+    yearly: Annotated[int, Field(ge=0)] = 0
+    orphans_after: Annotated[Duration, AfterValidator(_age_of_remains)] = timedelta(days=1)
+    """Objects that no manifest names are swept when they are older than this."""
+
+
 class Objectives(_Strict):
     rto: Duration | None = None
 
 
+class VaultCredentials(_Strict):
+    """Login and password come from Vault: a KV v2 secret (`secret/data/...`) or a lease (`database/creds/...`)."""
+
+    vault: str
+    path: Annotated[str, AfterValidator(_vault_path)]
+
+
+class CanaryOptions(_Strict):
+    """Rows that `recovery vault canary` keeps in table recovery.canary, encrypted with every version of a key."""
+
+    key: TransitKey
+    database: str
+    connection: ConnectionId
+    """Writes the rows."""
+
+
+class EncryptedColumn(_Strict):
+    """A column whose rows hold the transit engine's ciphertext (`vault:v3:...`)."""
+
+    key: TransitKey
+    database: str
+    column: Annotated[str, AfterValidator(_column)]
+
+
+class KeyOptions(_Strict):
+    """The Vault whose keys open this database's rows: the two are recovered together."""
+
+    vault: str
+    canary: CanaryOptions | None = None
+    columns: list[EncryptedColumn] = []
+
+
 class PostgresSystem(_Strict):
     connection: ConnectionId
+    credentials: VaultCredentials | None = None
     repository: str
     base: BaseBackupOptions = BaseBackupOptions()
     incremental: IncrementalOptions = IncrementalOptions()
@@ -200,6 +264,21 @@ class PostgresSystem(_Strict):
     preload: list[str] = []
     """Libraries that a sandbox server must preload to open this cluster; any other one stays out of it."""
     drill: DrillOptions = DrillOptions()
+    keys: KeyOptions | None = None
+    objectives: Objectives = Objectives()
+
+
+class VaultSystem(_Strict):
+    product: Literal["vault", "openbao"]
+    connection: ConnectionId
+    repository: str
+    shares: ConnectionId | None = None
+    """Holds the escrowed unseal shares; only drills and restores are given it."""
+    binary: Path | None = None
+    """The server's program, for throwaway nodes; otherwise `vault` or `bao` on PATH."""
+    seal: Path | None = None
+    """The seal stanza of a throwaway node, where a key service unseals this Vault."""
+    retention: SnapshotRetention = SnapshotRetention()
     objectives: Objectives = Objectives()
 
 
@@ -208,6 +287,8 @@ class Sandbox(_Strict):
 
     directory: Path = Path("/var/tmp/recovery")
     user: str | None = None
+    network: Literal["isolated", "open"] = "isolated"
+    """isolated: a restored Vault runs in a network namespace of its own, for it revokes leases in live databases."""
 
 
 class Configuration(_Strict):
@@ -215,11 +296,13 @@ class Configuration(_Strict):
     encryption: Encryption
     repositories: Annotated[dict[SystemName, Repository], Field(min_length=1)]
     postgres: dict[SystemName, PostgresSystem] = {}
+    vault: dict[SystemName, VaultSystem] = {}
     sandbox: Sandbox = Sandbox()
 
     @model_validator(mode="after")
     def _consistent(self) -> Configuration:
         problems = [problem for name in self.postgres for problem in self._contradictions(name)]
+        problems += [problem for name in self.vault for problem in self._unknown_repository("vault", name)]
         if problems:
             raise PydanticCustomError("contradictions", "contradictions", {"problems": problems})
         return self
@@ -228,10 +311,12 @@ class Configuration(_Strict):
         """What does not go together: the path in the file, what is wrong, what to do."""
         system = self.postgres[name]
         path = f"postgres.{name}"
+        yield from self._unknown_repository("postgres", name)
+        for place, part in {"credentials": system.credentials, "keys": system.keys}.items():
+            if part is not None and part.vault not in self.vault:
+                known = ", ".join(sorted(self.vault)) or "none"
+                yield f"{path}.{place}.vault", f"no Vault is named '{part.vault}'", f"use one of: {known}"
         repository = self.repositories.get(system.repository)
-        if repository is None:
-            known = ", ".join(sorted(self.repositories))
-            yield f"{path}.repository", f"no repository is named '{system.repository}'", f"use one of: {known}"
         window = system.retention.window
         if window is None:
             return
@@ -250,6 +335,12 @@ class Configuration(_Strict):
                 f"set object_lock.days to {window // timedelta(days=1) + 1} or more, or a shorter window",
             )
 
+    def _unknown_repository(self, kind: Literal["postgres", "vault"], name: str) -> Iterator[tuple[str, str, str]]:
+        repository = getattr(self, kind)[name].repository
+        if repository not in self.repositories:
+            known = ", ".join(sorted(self.repositories))
+            yield f"{kind}.{name}.repository", f"no repository is named '{repository}'", f"use one of: {known}"
+
     def postgres_system(self, name: str) -> PostgresSystem:
         """The system called `name`; raises ConfigurationError that names the known ones."""
         try:
@@ -258,6 +349,16 @@ class Configuration(_Strict):
             known = ", ".join(sorted(self.postgres)) or "none"
             raise ConfigurationError(
                 f"no PostgreSQL system is named {name!r}", where="postgres", remedy=f"use one of: {known}"
+            ) from None
+
+    def vault_system(self, name: str) -> VaultSystem:
+        """The Vault called `name`; raises ConfigurationError that names the known ones."""
+        try:
+            return self.vault[name]
+        except KeyError:
+            known = ", ".join(sorted(self.vault)) or "none"
+            raise ConfigurationError(
+                f"no Vault is named {name!r}", where="vault", remedy=f"use one of: {known}"
             ) from None
 
 

@@ -17,6 +17,8 @@ RecoveryError                    exit status 1
 │   └── ChainBroken              an incremental cannot build on its parent: a full backup can be taken
 ├── WalError                     WAL cannot be streamed: the server, its slot or its timeline is not what it must be
 │   └── WalGone                  the server no longer has the WAL that comes next: a gap
+├── VaultError                   Vault or OpenBao refused, or what it answered is not what it must be
+│   └── VaultUnreachable         no answer, sealed, or no active node
 ├── RestoreError                 a restore failed; the target was cleaned, or what is left is named
 └── ServerError                  a sandbox server did not start or stopped
 """
@@ -119,6 +121,14 @@ class WalError(RecoveryError):
 
 
 class WalGone(WalError):
+    pass
+
+
+class VaultError(RecoveryError):
+    pass
+
+
+class VaultUnreachable(VaultError):
     pass
 
 

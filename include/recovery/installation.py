@@ -15,6 +15,7 @@ from recovery.repository.directory import DirectoryStore
 from recovery.repository.s3 import S3Store, make_client
 from recovery.repository.sealing import identities_of, parse_identities
 from recovery.repository.store import ObjectStore
+from recovery.vault.backup import Source as VaultSource
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -53,13 +54,29 @@ class Installation:
     def source(self, name: str) -> Source:
         """A PostgreSQL system, ready to be backed up."""
         settings = self.configuration.postgres_system(name)
-        base = settings.base.connection
+        base, credentials = settings.base.connection, settings.credentials
+        vault = self.configuration.vault_system(credentials.vault).connection if credentials else None
         return Source.of(
             self.configuration,
             name,
             connection=self.connection(settings.connection),
             store=self.store(settings.repository),
             base_connection=self.connection(base) if base else None,
+            vault=self.connection(vault) if vault else None,
+        )
+
+    def vault_store(self, name: str) -> ObjectStore:
+        """The store that a Vault is backed up into."""
+        return self.store(self.configuration.vault_system(name).repository)
+
+    def vault_source(self, name: str) -> VaultSource:
+        """A Vault, ready to be backed up."""
+        settings = self.configuration.vault_system(name)
+        return VaultSource.of(
+            self.configuration,
+            name,
+            connection=self.connection(settings.connection),
+            store=self.store(settings.repository),
         )
 
     def identities(self) -> list[Any]:

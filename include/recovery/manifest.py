@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,7 +17,7 @@ from recovery.repository.sealing import Compression, Sealed
 
 FORMAT_VERSION = 1
 
-Role = Literal["volume", "backup_manifest", "dump", "globals"]
+Role = Literal["volume", "backup_manifest", "dump", "globals", "snapshot", "export"]
 
 
 def _safe_key(value: str) -> str:
@@ -143,22 +143,73 @@ class Maker(_Part):
     host: str
 
 
-class Manifest(_Part):
-    """One committed backup."""
+class KeyVersions(_Part):
+    """The versions of one transit key that the rows of a database carry."""
+
+    oldest: int
+    newest: int
+
+
+class TransitKey(_Part):
+    """One transit key as its Vault had it: which versions of ciphertext it still decrypts, and which one is newest."""
+
+    latest_version: int
+    min_decryption_version: int
+    min_available_version: int = 0
+
+
+class Seal(_Part):
+    """How a Vault is unsealed: with `threshold` of `shares` shares. A key service's seal counts recovery shares."""
+
+    type: str
+    shares: int
+    threshold: int
+
+
+class Mount(_Part):
+    """A secrets engine or an auth method (`auth/...`): where it is mounted, and the name of its part of the storage."""
+
+    path: str
+    type: str
+    uuid: str
+
+
+class VaultServer(_Part):
+    """The Vault or OpenBao that was backed up."""
+
+    version: str
+    cluster_id: str
+    cluster_name: str
+    address: str
+    seal: Seal
+    mounts: list[Mount]
+    policies: list[str]
+    transit: dict[str, TransitKey]
+    """Every transit key, named with its mount: `transit/app038`."""
+
+
+class RaftSnapshot(_Part):
+    """What the snapshot itself says, read while it streamed. It was asked for at `taken_at`, and is no older."""
+
+    taken_at: AwareDatetime
+    index: int
+    term: int
+    state_bytes: int
+    state_sha256: str
+    key_counts: dict[str, int]
+    """Stored keys per top-level prefix of the storage (`core`, `logical`, `auth`, `sys`)."""
+    mount_key_counts: dict[str, int]
+    """Stored keys per mount, by the mount's uuid."""
+
+
+class _Backup(_Part):
+    """What every committed backup says of itself, whatever it is a backup of."""
 
     format_version: int
     id: Annotated[str, AfterValidator(_known_id)]
-    kind: Literal["full", "incremental", "dump"]
-    product: Literal["postgresql"]
     system: str
-    parent: str | None = None
-    """Incrementals: the id of the backup that this one builds on."""
-    chain: list[str] = Field(default_factory=list)
-    """Incrementals: the ids of what a restore needs before this one, from the full to the parent."""
     started_at: AwareDatetime
     finished_at: AwareDatetime
-    server: Server
-    wal: Wal | None = None
     recipients: list[str]
     maker: Maker
     timings_seconds: dict[str, float]
@@ -173,6 +224,25 @@ class Manifest(_Part):
     def source_bytes(self) -> int:
         """The bytes that the source gave, before compression (server-compressed streams: after it)."""
         return sum(item.sealed_bytes for item in self.objects if item.role != "backup_manifest")
+
+    def encode(self) -> bytes:
+        document = self.model_dump(mode="json")
+        return (json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
+
+
+class Manifest(_Backup):
+    """One committed backup of PostgreSQL."""
+
+    kind: Literal["full", "incremental", "dump"]
+    product: Literal["postgresql"]
+    parent: str | None = None
+    """Incrementals: the id of the backup that this one builds on."""
+    chain: list[str] = Field(default_factory=list)
+    """Incrementals: the ids of what a restore needs before this one, from the full to the parent."""
+    server: Server
+    wal: Wal | None = None
+    key_versions: dict[str, KeyVersions] = Field(default_factory=dict)
+    """The versions of each transit key that rows carried at the backup's end, as far as columns are configured."""
 
     @property
     def restored_bytes(self) -> int:
@@ -189,13 +259,35 @@ class Manifest(_Part):
         """The moment that a restore of this backup alone brings back: a base backup's end, a dump's start."""
         return self.finished_at if self.kind != "dump" else self.started_at
 
-    def encode(self) -> bytes:
-        document = self.model_dump(mode="json")
-        return (json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
+
+class VaultManifest(_Backup):
+    """One committed backup of a Vault: a snapshot with the export of its policies, or one of the two."""
+
+    kind: Literal["full", "snapshot", "policies"]
+    product: Literal["vault", "openbao"]
+    server: VaultServer
+    snapshot: RaftSnapshot | None = None
+
+    @property
+    def recovery_point(self) -> datetime:
+        """Everything that was written until then is in it."""
+        return self.snapshot.taken_at if self.snapshot else self.started_at
+
+
+AnyManifest = TypeVar("AnyManifest", bound=_Backup)
 
 
 def decode(data: bytes, *, where: str) -> Manifest:
-    """Read a manifest; raises FormatError when it is damaged or of a newer format."""
+    """Read the manifest of a PostgreSQL backup; raises FormatError when it is damaged or of a newer format."""
+    return _decode(Manifest, data, where=where)
+
+
+def decode_vault(data: bytes, *, where: str) -> VaultManifest:
+    """Read the manifest of a Vault's backup; raises FormatError as decode() does."""
+    return _decode(VaultManifest, data, where=where)
+
+
+def _decode(model: type[AnyManifest], data: bytes, *, where: str) -> AnyManifest:
     try:
         document = json.loads(data)
         version = document["format_version"]
@@ -210,7 +302,7 @@ def decode(data: bytes, *, where: str) -> Manifest:
             remedy="use the version of recovery that wrote it, or a newer one",
         )
     try:
-        return Manifest.model_validate(document)
+        return model.model_validate(document)
     except ValidationError as problem:
         first = problem.errors()[0]
         path = ".".join(str(part) for part in first["loc"])

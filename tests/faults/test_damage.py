@@ -195,7 +195,7 @@ def test_a_manifest_of_a_newer_format_is_a_problem_of_the_catalog_and_hides_no_o
     key = rot.full.folder + "manifest.json"
     newer = json.loads(rot.store.get(key)) | {"format_version": 2}
     rot.store.put(key, json.dumps(newer).encode())
-    listed = rot.site.json("list", expect=1)["app038"]
+    listed = rot.site.json("list", expect=1)["postgres"]["app038"]
     assert [backup["id"] for backup in listed["backups"]] == [rot.dump.id]
     (problem,) = listed["problems"]
     assert f"/{key}: the manifest has format version 2, and this program reads up to 1 -> use the version" in problem
@@ -214,11 +214,11 @@ def test_a_damaged_manifest_is_told_and_a_backup_is_still_taken(rot: Rot) -> Non
 def test_a_manifest_that_was_copied_into_another_backups_folder_is_refused(rot: Rot) -> None:
     other = rot.full.folder.replace("-full/", "-dump/")
     rot.store.put(other + "manifest.json", rot.store.get(rot.full.folder + "manifest.json"))
-    (problem,) = rot.site.json("list", expect=1)["app038"]["problems"]
+    (problem,) = rot.site.json("list", expect=1)["postgres"]["app038"]["problems"]
     assert f"the manifest in this folder names another backup, {rot.full.id}" in problem
 
 
 def test_what_no_manifest_names_does_not_exist(rot: Rot) -> None:
     rot.store.delete(rot.full.folder + "manifest.json")
-    assert [backup["id"] for backup in rot.site.json("list")["app038"]["backups"]] == [rot.dump.id]
+    assert [backup["id"] for backup in rot.site.json("list")["postgres"]["app038"]["backups"]] == [rot.dump.id]
     assert "no backup has this id" in rot.site.error("verify", rot.full.id, expect=2)

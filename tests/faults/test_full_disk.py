@@ -78,7 +78,7 @@ def test_a_full_repository_disk_fails_the_backup_and_leaves_nothing_of_it(site: 
         message = site.error("backup", "postgres", "app038", "--type", "full")
         assert "no space left on device -> check the disk and the directory's permissions" in message
         assert list((small / "repository" / ".uploads").iterdir()) == []
-        assert site.json("list") == {"app038": {"windows": [], "backups": [], "problems": []}}
+        assert site.json("list")["postgres"] == {"app038": {"windows": [], "backups": [], "problems": []}}
 
 
 def test_a_file_that_cannot_grow_is_told_where_nothing_may_be_mounted(site: Site) -> None:

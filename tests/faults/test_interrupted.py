@@ -102,7 +102,7 @@ def interrupt(process: subprocess.Popen[str], number: signal.Signals = signal.SI
 
 
 def nothing_is_listed(site: Site) -> None:
-    assert site.json("list") == {"app038": {"windows": [], "backups": [], "problems": []}}
+    assert site.json("list")["postgres"] == {"app038": {"windows": [], "backups": [], "problems": []}}
 
 
 def no_session_is_left(server: PostgresServer) -> None:
@@ -173,7 +173,7 @@ def test_a_killed_backup_commits_nothing_and_the_next_one_waits_for_its_lease_on
     os.utime(lease, (an_hour_ago, an_hour_ago))
     del slow.system["base"]
     made = slow.json(*FULL)
-    assert [backup["id"] for backup in slow.json("list")["app038"]["backups"]] == [made["id"]]
+    assert [backup["id"] for backup in slow.json("list")["postgres"]["app038"]["backups"]] == [made["id"]]
     slow.run("verify", made["id"], "--level", "opens")
 
 
@@ -237,7 +237,7 @@ def test_two_backups_of_one_kind_at_once_are_one_too_many(slow: Site) -> None:
     slow.run(*DUMP)
     process.communicate(timeout=60)
     assert process.returncode == 0
-    assert [backup["kind"] for backup in slow.json("list")["app038"]["backups"]] == ["full", "dump"]
+    assert [backup["kind"] for backup in slow.json("list")["postgres"]["app038"]["backups"]] == ["full", "dump"]
 
 
 def test_a_backup_whose_lease_was_taken_over_commits_nothing(slow: Site, monkeypatch: pytest.MonkeyPatch) -> None:

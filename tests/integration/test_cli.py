@@ -41,7 +41,7 @@ def used(server: PostgresServer) -> Iterator[tuple[Site, str, str]]:
 
 def test_a_backup_answers_with_its_summary_and_is_listed(used: tuple[Site, str, str]) -> None:
     site, full, dump = used
-    listed = site.json("list")
+    listed = site.json("list")["postgres"]
     assert [backup["id"] for backup in listed["app038"]["backups"]] == sorted([full, dump])
     assert listed["app038"]["problems"] == []
     (found,) = [backup for backup in listed["app038"]["backups"] if backup["id"] == full]
@@ -243,7 +243,7 @@ def test_a_configuration_with_several_mistakes_is_status_2_with_a_line_for_each(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("list", "app39"), "no PostgreSQL system is named 'app39' -> use one of: app038"),
+        (("list", "app39"), "no system is named 'app39' -> use one of: app038"),
         (("verify", "20200101T000000Z-full"), "20200101T000000Z-full: no backup has this id -> choose one of"),
         (("plan", "postgres", "app038", "--to", "20200101T000000Z-full"), "no backup has this id"),
         (("drill", "app038", "--to", "DUMP"), "is a dump backup, and this restore needs a full or incremental one"),
@@ -323,7 +323,7 @@ def test_verbose_adds_the_trace(site: Site) -> None:
 
 def test_a_system_without_a_backup_is_shown_as_one(site: Site) -> None:
     assert "no backup" in site.run("list").stdout
-    assert site.json("list") == {"app038": {"windows": [], "backups": [], "problems": []}}
+    assert site.json("list")["postgres"] == {"app038": {"windows": [], "backups": [], "problems": []}}
     assert "there is no backup to verify" in site.error("verify", expect=2)
 
 

@@ -18,7 +18,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from lab import app038
-from lab.clients import BUCKET
+from lab.clients import BUCKET, SHARES_FILE, configuration, installation_of
 from lab.directory import PARTS
 from lab.errors import AlreadyRunningError, LabError
 from lab.postgres import PostgresServer
@@ -27,6 +27,8 @@ from lab.system import Lab
 from lab.users import scratch
 from recovery import config
 from recovery.connections import Connection
+from recovery.vault import shares
+from recovery.vault.session import log_in
 
 INCLUDE = Path(__file__).parents[2] / "include"
 SMALL = ["--size-mb=1", "--no-airflow", "--no-vault", "--no-prometheus", "--no-staging"]
@@ -179,6 +181,53 @@ def test_a_restarted_vault_is_unsealed(lab: Lab) -> None:
     assert lab.vault
     lab.vault.restart()
     assert lab.vault.request("GET", "sys/seal-status", token="")["sealed"] is False
+
+
+def test_the_vault_is_reached_by_the_connection_of_the_configuration(lab: Lab) -> None:
+    installation = installation_of(lab)
+    settings = installation.configuration.vault_system("app038")
+    with log_in(installation.connection(settings.connection)) as session:
+        found = session.client.auth.token.lookup_self()["data"]
+        assert set(found["policies"]) == {"recovery-backup", "recovery-canary"}
+    assert settings.binary
+    assert os.access(settings.binary, os.X_OK)
+
+
+def test_the_shares_of_the_vault_lie_in_a_private_file(lab: Lab) -> None:
+    assert lab.vault
+    installation = installation_of(lab)
+    connection = installation.configuration.vault_system("app038").shares
+    assert connection
+    assert shares.of_connection(installation.connection(connection)) == lab.vault.shares
+    assert (lab.root / SHARES_FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_canary_is_written_by_a_role_of_its_own_and_read_by_the_backup(lab: Lab) -> None:
+    keys = installation_of(lab).configuration.postgres_system("app038").keys
+    assert keys
+    assert keys.canary
+    writer = installation_of(lab).connection(keys.canary.connection)
+    with psycopg.connect(lab.app038.dsn(keys.canary.database, user=writer.login, password=writer.password)) as session:
+        session.execute("CREATE TABLE recovery.canary AS SELECT 1 AS one")
+    with psycopg.connect(lab.app038.dsn(keys.canary.database, user=app038.BACKUP_ROLE)) as session:
+        assert session.execute("SELECT one FROM recovery.canary").fetchall() == [(1,)]
+    lab.app038.execute("DROP TABLE recovery.canary", dbname=keys.canary.database)
+
+
+def test_the_database_knows_the_roles_that_the_vault_has_leased(lab: Lab) -> None:
+    assert lab.vault
+    leases = lab.vault.request("LIST", "sys/leases/lookup/database/creds/app038")["data"]["keys"]
+    roles = lab.app038.execute("SELECT 1 FROM pg_roles WHERE rolname LIKE 'v-%'")
+    assert len(leases) == len(roles) > 0
+
+
+def test_a_lab_without_a_vault_configures_none() -> None:
+    with scratch() as folder:
+        lab = Lab(folder / "lab", airflow=False, vault=False)
+        found = config.parse(json.dumps(configuration(lab)))
+        assert found.vault == {}
+        assert found.postgres_system("app038").keys is None
+        assert not [name for name in lab.env if "VAULT" in name or "CANARY" in name]
 
 
 def test_prometheus_finds_a_target_without_a_restart(lab: Lab) -> None:

@@ -181,7 +181,7 @@ def test_a_hold_is_listed_in_both_forms_keeps_its_backup_and_ends(kept: Site) ->
     full, on_full, _ = three(kept.store())
     placed = kept.json("hold", on_full.id, "--reason", "audit [2026]")
     assert (placed["system"], placed["id"], placed["reason"]) == (NAME, on_full.id, "audit [2026]")
-    listed = {each["id"]: each["hold"] for each in kept.json("list")[NAME]["backups"]}
+    listed = {each["id"]: each["hold"] for each in kept.json("list")["postgres"][NAME]["backups"]}
     assert listed[full.id] is None and listed[on_full.id]["reason"] == "audit [2026]"
     assert f"held: app038 {on_full.id}: audit [2026] (" in kept.run("list", NAME).stdout
     assert "hold: audit [2026] (" in kept.run("retention", NAME, "--apply").stdout
@@ -240,7 +240,7 @@ def test_a_second_hold_names_the_first_and_an_id_of_two_systems_asks_for_one(kep
         f"error: {full.id}: 2 systems have a backup with this id -> name one of them: --system app038 or --system other"
     )
     kept.run("hold", full.id, "--reason", "x", "--system", "other")
-    assert kept.json("list", "other")["other"]["backups"][0]["hold"]["reason"] == "x"
+    assert kept.json("list", "other")["postgres"]["other"]["backups"][0]["hold"]["reason"] == "x"
 
 
 def test_a_second_run_at_the_same_time_is_refused(kept: Site) -> None:

@@ -120,7 +120,7 @@ def test_what_is_left_out_has_a_default() -> None:
         ),
         pytest.param(
             put("zzz", 1),
-            "recovery.yaml: zzz: unknown key -> remove it; known here: encryption, postgres, repositories, sandbox, version",
+            "recovery.yaml: zzz: unknown key -> remove it; known here: encryption, postgres, repositories, sandbox, vault, version",
             id="unknown-key-like-none",
         ),
         pytest.param(

@@ -9,7 +9,7 @@ set -eu
 : "${APP038_VAULT_SECRET_ID:?missing in .env}"
 here=$(dirname "$0")
 
-bao policy write recovery-backup "$here/backup-policy.hcl"
+bao policy write recovery-backup "$here/../vault/backup.hcl"
 if ! bao auth list -format=json | grep -q '"approle/"'; then
   bao auth enable approle
 fi

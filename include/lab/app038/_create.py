@@ -14,6 +14,7 @@ from lab.users import make_directory
 DATABASE = "app038"
 REPORTING_DATABASE = "app038_reporting"
 BACKUP_ROLE = "backup"
+CANARY_ROLE = "canary"
 SETTINGS = {"shared_preload_libraries": "pg_stat_statements"}
 
 _APPLICATION_ROLE = "app038"
@@ -24,7 +25,7 @@ _LARGE_OBJECT_BYTES = 300_000
 
 def create(server: PostgresServer) -> None:
     """Create everything but the rows. Passwords that the server object does not know yet are made and put there."""
-    for role in (_APPLICATION_ROLE, _REPORTING_ROLE, BACKUP_ROLE):
+    for role in (_APPLICATION_ROLE, _REPORTING_ROLE, BACKUP_ROLE, CANARY_ROLE):
         server.passwords.setdefault(role, secrets.token_urlsafe(18))
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         _create_roles(connection, passwords=server.passwords)
@@ -49,7 +50,12 @@ def create(server: PostgresServer) -> None:
 
 
 def _create_roles(connection: psycopg.Connection, *, passwords: dict[str, str]) -> None:
-    attributes = {_APPLICATION_ROLE: "LOGIN", _REPORTING_ROLE: "LOGIN", BACKUP_ROLE: "LOGIN REPLICATION"}
+    attributes = {
+        _APPLICATION_ROLE: "LOGIN",
+        _REPORTING_ROLE: "LOGIN",
+        BACKUP_ROLE: "LOGIN REPLICATION",
+        CANARY_ROLE: "LOGIN",
+    }
     for role, words in attributes.items():
         connection.execute(
             sql.SQL("CREATE ROLE {} {} PASSWORD {}").format(
@@ -65,7 +71,10 @@ def _create_roles(connection: psycopg.Connection, *, passwords: dict[str, str]) 
 
 
 def _create_main(server: PostgresServer) -> None:
+    canary = sql.Identifier(CANARY_ROLE)
     with psycopg.connect(server.dsn(DATABASE)) as connection:
+        connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(DATABASE), canary))
+        connection.execute(sql.SQL("CREATE SCHEMA recovery AUTHORIZATION {}").format(canary))
         extensions = ["pg_trgm", "pg_stat_statements", "pgcrypto"]
         for (name,) in connection.execute(
             "SELECT name FROM pg_available_extensions WHERE name = ANY(%s)", (extensions,)

@@ -9,16 +9,16 @@ from types import FrameType
 import typer
 
 import recovery
-from recovery.cli import _backup, _catalog, _config, _drill, _restore, _retention, _wal
+from recovery.cli import _backup, _catalog, _config, _drill, _restore, _retention, _vault, _verify, _wal
 
 app = typer.Typer(
     name="recovery",
-    help="Backups of PostgreSQL that have already been restored.",
+    help="Backups of PostgreSQL and Vault that have already been restored.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for _command in (_config, _backup, _catalog, _restore, _drill, _retention, _wal):
+for _command in (_config, _backup, _catalog, _verify, _restore, _drill, _retention, _wal, _vault):
     _command.register(app)
 
 

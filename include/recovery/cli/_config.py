@@ -15,7 +15,9 @@ from recovery.errors import ConfigurationError, RecoveryError
 from recovery.installation import Installation
 from recovery.manifest import Server
 from recovery.postgres import inspect
-from recovery.postgres.backup import Source
+from recovery.vault.inspect import check_storage, describe
+from recovery.vault.session import log_in
+from recovery.vault.shares import of_connection
 
 
 class State(StrEnum):
@@ -64,9 +66,13 @@ def _reach_all(installation: Installation) -> Iterator[Reached]:
     for name in configuration.postgres:
         yield _reach(f"postgres {name}", lambda name=name: _postgres(installation, name))  # type: ignore[misc]
         if configuration.postgres[name].base.connection is not None:
-            yield _reach(f"base {name}", lambda name=name: _base(installation.source(name).read_for("full")))  # type: ignore[misc]
+            yield _reach(f"base {name}", lambda name=name: _base(installation, name))  # type: ignore[misc]
         if configuration.postgres[name].wal is not None:
             yield _reach(f"wal {name}", lambda name=name: _wal(installation, name))  # type: ignore[misc]
+    for name in configuration.vault:
+        yield _reach(f"vault {name}", lambda name=name: _vault(installation, name))  # type: ignore[misc]
+        if configuration.vault[name].shares is not None:
+            yield _shares(installation, name)
     yield _identity(installation)
 
 
@@ -86,16 +92,18 @@ def _repository(installation: Installation, name: str) -> str:
 def _postgres(installation: Installation, name: str) -> str:
     source = installation.source(name)
     if source.base_connection is None:
-        return _base(source)
-    return _described(inspect.inspect(source.connection))
+        return _base(installation, name)
+    with source.logged_in() as reader:
+        return _described(inspect.inspect(reader.connection))
 
 
-def _base(source: Source) -> str:
-    server, settings = inspect.inspect(source.connection), source.settings
-    inspect.check_base_backup(
-        source.connection, server, compression=settings.base.compression, configured_tools=settings.tools
-    )
-    return _described(server)
+def _base(installation: Installation, name: str) -> str:
+    with installation.source(name).read_for("full").logged_in() as reader:
+        server, settings = inspect.inspect(reader.connection), reader.settings
+        inspect.check_base_backup(
+            reader.connection, server, compression=settings.base.compression, configured_tools=settings.tools
+        )
+        return _described(server)
 
 
 def _described(server: Server) -> str:
@@ -106,7 +114,29 @@ def _described(server: Server) -> str:
 def _wal(installation: Installation, name: str) -> str:
     source = installation.source(name)
     assert source.settings.wal is not None
-    return inspect.check_wal(source.connection, source.settings.wal)
+    with source.logged_in() as reader:
+        return inspect.check_wal(reader.connection, source.settings.wal)
+
+
+def _vault(installation: Installation, name: str) -> str:
+    """As a backup would: every right that it needs, but for reading the snapshot itself."""
+    source = installation.vault_source(name)
+    with log_in(source.connection) as session:
+        server = describe(session.client)
+        check_storage(session.client)
+    seal = f"{server.seal.type} seal, {server.seal.threshold} of {server.seal.shares}"
+    return f"{source.settings.product} {server.version}, cluster {server.cluster_id}, {seal}"
+
+
+def _shares(installation: Installation, name: str) -> Reached:
+    """Only drills and restores are rightly given the shares."""
+    what, connection = f"shares {name}", installation.configuration.vault[name].shares
+    assert connection is not None
+    try:
+        found = of_connection(installation.connection(connection))
+    except ConfigurationError as problem:
+        return Reached(what, State.ABSENT, f"no snapshot can be unsealed here: {problem}")
+    return Reached(what, State.OK, f"{len(found)} shares")
 
 
 def _identity(installation: Installation) -> Reached:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from recovery.cli import _restore_vault
 from recovery.cli._run import ConfigFile, Identity, Json, Run, Verbose, duration, failed, run, size
 from recovery.drill import evidence
 from recovery.errors import ConfigurationError, PreconditionError
@@ -32,9 +33,12 @@ Mapping = Annotated[
 def register(app: typer.Typer) -> None:
     plans = typer.Typer(help="Show what a restore would do; touches nothing.", no_args_is_help=True)
     plans.command("postgres")(plan_postgres)
+    plans.command("vault")(_restore_vault.plan_vault)
     app.add_typer(plans, name="plan")
     restores = typer.Typer(help="Restore a backup.", no_args_is_help=True)
     restores.command("postgres")(restore_postgres)
+    restores.command("vault")(_restore_vault.restore_vault)
+    restores.command("vault-policies")(_restore_vault.restore_policies)
     app.add_typer(restores, name="restore")
 
 

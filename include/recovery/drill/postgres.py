@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
 import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +16,12 @@ from pathlib import Path
 import psycopg
 
 import recovery
-from recovery.drill import compare, evidence
+from recovery.connections import Connection
+from recovery.drill import compare, evidence, vault
 from recovery.drill.compare import Horizon, TableResult
-from recovery.drill.evidence import Check, Evidence, Phase
+from recovery.drill.evidence import Check, Evidence
+from recovery.drill.record import Progress, Record
+from recovery.drill.workplace import SOCKET, workplace
 from recovery.errors import (
     ConfigurationError,
     PreconditionError,
@@ -37,34 +38,35 @@ from recovery.repository.catalog import Backup
 from recovery.repository.store import ObjectStore
 from recovery.repository.verify import Verdict, worst
 
-_SOCKET = "socket"
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with the phase, the bytes done and the bytes expected (None: not known)."""
-
 
 def drill(
     installation: Installation,
     name: str,
     backup: Backup,
     *,
+    together: bool = False,
+    snapshot: str | None = None,
     progress: Progress = lambda what, done, expected: None,
 ) -> Evidence:
     """Prove one full or incremental backup and store the evidence, whatever the outcome.
 
-    A backup that cannot be restored gives evidence with verdict `failed`; a store, a key, a program or disk space that
-    is not at hand gives `unknown`. Raises only what keeps evidence from being written, and ConfigurationError.
+    `together`: as a recovery set, with the fitting snapshot of the Vault that holds the keys of its rows, or with the
+    one whose id is `snapshot`. A backup that cannot
+    be restored gives evidence with verdict `failed`; a store, a key, a program or disk space that is not at hand gives
+    `unknown`. Raises only what keeps evidence from being written, and ConfigurationError.
     """
-    run = _Run(installation, name, backup, progress)
-    with _workplace(installation, f"{name}-{run.id}") as folder:
+    record = Record(progress)
+    half = vault.half_of(installation, name, backup, snapshot=snapshot) if together else None
+    run = _Run(installation, name, backup, record, half)
+    with workplace(installation, f"{name}-{run.id}") as folder:
         try:
             run.restore_and_check(folder)
         except ConfigurationError:
             raise
         except (StoreUnreachable, SealError, PreconditionError) as problem:
-            run.checks.append(Check("restore", Verdict.UNKNOWN, str(problem)))
+            record.checks.append(Check("restore", Verdict.UNKNOWN, str(problem)))
         except (RecoveryError, psycopg.Error) as problem:
-            run.checks.append(Check("restore", Verdict.FAILED, " ".join(str(problem).split())))
+            record.checks.append(Check("restore", Verdict.FAILED, " ".join(str(problem).split())))
     found = run.evidence()
     evidence.write(installation.store_of(name), found)
     return found
@@ -75,11 +77,10 @@ class _Run:
     installation: Installation
     name: str
     backup: Backup
-    progress: Progress
+    record: Record
+    half: vault.Half | None
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     nonce: str = field(default_factory=lambda: uuid.uuid4().hex[:6])
-    phases: list[Phase] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
     tables: list[TableResult] = field(default_factory=list)
     fetched_bytes: int = 0
     rto_seconds: float | None = None
@@ -88,18 +89,22 @@ class _Run:
     def id(self) -> str:
         return f"{self.started:%Y%m%dT%H%M%SZ}-{self.name}-drill-{self.nonce}"
 
+    @property
+    def progress(self) -> Progress:
+        return self.record.progress
+
     def restore_and_check(self, folder: Path) -> None:
         begun = time.monotonic()
         settings = self.installation.configuration.postgres_system(self.name)
         found = self.backup.manifest
         store = self.installation.store_of(self.name)
-        with self._phase("plan"):
+        with self.record.phase("plan"):
             chain = self._chain(store)
             programs = tools.find(found.server.major, configured=settings.tools)
             user = owner.choose(self.installation.configuration.sandbox.user)
             places = restore.place_tablespaces(found, {}, below=folder / "tablespaces")
             identities = self.installation.identities()
-        with self._phase("fetch"):
+        with self.record.phase("fetch"):
             restored = restore.restore_base(
                 store,
                 chain,
@@ -115,7 +120,7 @@ class _Run:
         self._check_files(restored.pgdata, programs)
         checking = time.monotonic() - verified
         with (
-            self._phase("start"),
+            self.record.phase("start"),
             contextlib.ExitStack() as stack,
         ):
             server = stack.enter_context(
@@ -128,15 +133,19 @@ class _Run:
                 )
             )
             # Where the next drill finds it, if this one is killed.
-            (folder / _SOCKET).symlink_to(server.socket_folder)
+            (folder / SOCKET).symlink_to(server.socket_folder)
             keep = stack.pop_all()
-        # What a recovery under pressure would wait for: everything up to here but the extra reading of every file.
-        self.rto_seconds = round(time.monotonic() - begun - checking, 3)
         with keep:
+            if self.half is not None:
+                keep.enter_context(self.half.restored(folder / "vault", self.record))
+            # What a recovery under pressure would wait for: everything but the extra reading of every file.
+            self.rto_seconds = round(time.monotonic() - begun - checking, 3)
             with server.connect("template1") as session:
                 horizon = Horizon.read(session)
             self._compare(server, horizon)
             self._amcheck(server, programs)
+            if self.half is not None:
+                self.half.check(server, self.record)
 
     def _chain(self, store: ObjectStore) -> tuple[Backup, ...]:
         """A gap in it is no circumstance but a verdict: this backup cannot be restored."""
@@ -147,7 +156,7 @@ class _Run:
 
     def evidence(self) -> Evidence:
         objective = self.installation.configuration.postgres_system(self.name).objectives.rto
-        checks = list(self.checks)
+        checks = list(self.record.checks)
         if objective is not None and self.rto_seconds is not None:
             met = self.rto_seconds <= objective.total_seconds()
             detail = f"{self.rto_seconds:.1f} s, objective {objective.total_seconds():.0f} s"
@@ -155,6 +164,7 @@ class _Run:
         manifest = self.backup.manifest
         return Evidence(
             id=self.id,
+            kind="set" if self.half else "postgres",
             system=self.name,
             backup=self.backup.id,
             recovery_point=manifest.recovery_point,
@@ -166,25 +176,19 @@ class _Run:
             rto_objective_seconds=objective.total_seconds() if objective else None,
             fetched_bytes=self.fetched_bytes,
             restored_bytes=manifest.restored_bytes,
-            phases=tuple(self.phases),
+            phases=tuple(self.record.phases),
             checks=tuple(checks),
             tables=tuple(self.tables),
+            vault=self.half.name if self.half else None,
+            snapshot=self.half.snapshot.id if self.half and self.half.snapshot else None,
+            loose=tuple(self.half.loose) if self.half else (),
             recovery_version=recovery.__version__,
             host=socket.gethostname(),
         )
 
-    @contextlib.contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        self.progress(name, 0, None)
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phases.append(Phase(name, round(time.monotonic() - begun, 3)))
-
     def _check_files(self, pgdata: Path, programs: tools.Tools) -> None:
         """Every file against the server's own manifest (pg_verifybackup; its WAL is replayed anyhow)."""
-        with self._phase("files"):
+        with self.record.phase("files"):
             command = [
                 programs.path("pg_verifybackup"),
                 "--no-parse-wal",
@@ -193,30 +197,39 @@ class _Run:
                 "--ignore=standby.signal",
                 str(pgdata),
             ]
-            self.checks.append(_program_check("pg_verifybackup", command, {"PATH": os.environ.get("PATH", "")}))
+            self.record.checks.append(_program_check("pg_verifybackup", command, {"PATH": os.environ.get("PATH", "")}))
 
     def _amcheck(self, server: SandboxServer, programs: tools.Tools) -> None:
-        with self._phase("amcheck"):
+        with self.record.phase("amcheck"):
             command = [programs.path("pg_amcheck"), "--all", "--install-missing", "--heapallindexed", "--jobs=2"]
-            self.checks.append(_program_check("pg_amcheck", command, server.environment()))
+            self.record.checks.append(_program_check("pg_amcheck", command, server.environment()))
 
     def _compare(self, server: SandboxServer, horizon: Horizon) -> None:
-        settings = self.installation.configuration.postgres_system(self.name)
-        with self._phase("compare"):
+        with self.record.phase("compare"):
             try:
-                source = self.installation.connection(settings.drill.source or settings.connection)
-                for database in self.backup.manifest.server.databases:
-                    self.progress(f"compare {database.name}", 0, None)
-                    with (
-                        connect.connect(source, database=database.name) as theirs,
-                        server.connect(database.name) as ours,
-                    ):
-                        self.tables += compare.compare_database(database.name, theirs, ours, horizon)
+                with self._reader() as source:
+                    for database in self.backup.manifest.server.databases:
+                        self.progress(f"compare {database.name}", 0, None)
+                        with (
+                            connect.connect(source, database=database.name) as theirs,
+                            server.connect(database.name) as ours,
+                        ):
+                            self.tables += compare.compare_database(database.name, theirs, ours, horizon)
             except (RecoveryError, psycopg.Error) as problem:
                 text = " ".join(str(problem).split())
-                self.checks.append(Check("rows", Verdict.UNKNOWN, f"the rows could not be compared: {text}"))
+                self.record.checks.append(Check("rows", Verdict.UNKNOWN, f"the rows could not be compared: {text}"))
                 return
-            self.checks.append(_rows_check(self.tables))
+            self.record.checks.append(_rows_check(self.tables))
+
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[Connection]:
+        """Who reads the source's rows."""
+        reader = self.installation.configuration.postgres_system(self.name).drill.source
+        if reader is not None:
+            yield self.installation.connection(reader)
+        else:
+            with self.installation.source(self.name).logged_in() as source:
+                yield source.connection
 
 
 def _rows_check(tables: list[TableResult]) -> Check:
@@ -235,49 +248,3 @@ def _program_check(name: str, command: list[str], environment: dict[str, str]) -
         return Check(name, Verdict.OK, "no finding")
     lines = [line for line in (answer.stdout + answer.stderr).splitlines() if line.strip()]
     return Check(name, Verdict.FAILED, " / ".join(lines[:3]) or f"exit status {answer.returncode}")
-
-
-@contextlib.contextmanager
-def _workplace(installation: Installation, name: str) -> Iterator[Path]:
-    """A directory for one drill, removed afterwards; remains of drills that were killed are removed first."""
-    parent = installation.configuration.sandbox.directory
-    try:
-        parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        _sweep(parent)
-        folder = parent / name
-        folder.mkdir(mode=0o711)
-        lock = _lock(folder)
-    except OSError as problem:
-        raise RestoreError(
-            f"the sandbox directory cannot be used ({(problem.strerror or str(problem)).lower()})",
-            where=str(parent),
-            remedy="name a writable one under sandbox.directory",
-        ) from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-        if lock is not None:
-            os.close(lock)
-
-
-def _sweep(parent: Path) -> None:
-    for folder in parent.iterdir():
-        if folder.is_dir() and (folder / "drill.lock").exists():
-            lock = _lock(folder)
-            if lock is not None:
-                if (folder / _SOCKET).is_symlink():
-                    shutil.rmtree((folder / _SOCKET).readlink(), ignore_errors=True)
-                shutil.rmtree(folder, ignore_errors=True)
-                os.close(lock)
-
-
-def _lock(folder: Path) -> int | None:
-    """The folder's lock, or None while its drill lives."""
-    descriptor = os.open(folder / "drill.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor

@@ -15,8 +15,8 @@ import recovery
 from recovery.config import Configuration, PostgresSystem
 from recovery.connections import Connection
 from recovery.errors import ChainBroken, ObjectMissing, StoreError
-from recovery.manifest import FORMAT_VERSION, Maker, Manifest, Server, StoredObject, Wal
-from recovery.postgres import base, combine, dump, inspect, trust
+from recovery.manifest import FORMAT_VERSION, KeyVersions, Maker, Manifest, Server, StoredObject, Wal
+from recovery.postgres import base, ciphertext, combine, dump, inspect, trust
 from recovery.postgres.tools import Tools
 from recovery.repository import catalog, layout
 from recovery.repository.catalog import Backup
@@ -24,6 +24,7 @@ from recovery.repository.heap import share_one_heap
 from recovery.repository.lease import Lease
 from recovery.repository.sealing import parse_recipient
 from recovery.repository.store import ObjectStore
+from recovery.vault import credentials
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,10 @@ class Source:
     recipients: tuple[str, ...]
     base_connection: Connection | None = None
     """Where the configuration reads base backups from another server of the cluster, a standby."""
+    vault: Connection | None = None
+    """Where the configuration takes the login from a Vault."""
+    check_login: Callable[[], None] = lambda: None
+    """Raises VaultError when the login from Vault ends."""
 
     @classmethod
     def of(
@@ -53,6 +58,7 @@ class Source:
         connection: Connection,
         store: ObjectStore,
         base_connection: Connection | None = None,
+        vault: Connection | None = None,
     ) -> Source:
         settings = configuration.postgres_system(name)
         return cls(
@@ -62,7 +68,27 @@ class Source:
             store=store,
             recipients=tuple(configuration.encryption.recipients),
             base_connection=base_connection,
+            vault=vault,
         )
+
+    @contextlib.contextmanager
+    def logged_in(self) -> Iterator[Source]:
+        """This source with a login that Vault gives for the block, where the configuration wants that.
+
+        Call `check_login` of what is yielded while the work goes on. Raises as recovery.vault.credentials.leased does.
+        """
+        wanted, base = self.settings.credentials, self.base_connection
+        if wanted is None:
+            yield self
+            return
+        assert self.vault is not None
+        with credentials.leased(self.vault, wanted.path) as login:
+            yield replace(
+                self,
+                connection=login.into(self.connection),
+                base_connection=login.into(base) if base is not None else None,
+                check_login=login.check,
+            )
 
     def read_for(self, kind: Kind) -> Source:
         """This source with the connection that a backup of this kind reads."""
@@ -76,18 +102,18 @@ def take(source: Source, kind: Kind, *, progress: Progress = lambda what, done, 
 
     An incremental becomes a full one, in the same run, where the trust engine or the server says that it must; the
     reason is among its notes. Raises PreconditionError before anything is copied, LeaseError when another writer is at
-    work, BackupError or StoreError when the copy fails. Whatever is raised, nothing is committed and no upload is left
-    open.
+    work, BackupError or StoreError when the copy fails, VaultError when Vault gives no login or it ends. Whatever is
+    raised, nothing is committed and no upload is left open.
     """
     started = time.monotonic()
     share_one_heap()
-    source = source.read_for(kind)
-    server = inspect.inspect(source.connection)
-    tools = _preflight(source, server, kind)
-    source.store.check()
-    with _lease(source, kind) as check_lease:
-        work = _Work(source, server, tools, progress, check_lease, started)
-        return work.incremental() if kind == "incremental" else work.make(kind)
+    with source.read_for(kind).logged_in() as reader:
+        server = inspect.inspect(reader.connection)
+        tools = _preflight(reader, server, kind)
+        source.store.check()
+        with _lease(source, kind) as check_lease:
+            work = _Work(reader, server, tools, progress, check_lease, started)
+            return work.incremental() if kind == "incremental" else work.make(kind)
 
 
 def _preflight(source: Source, server: Server, kind: Kind) -> Tools:
@@ -138,6 +164,7 @@ class _Work:
         prepared = time.monotonic()
         copy = self._dump(folder) if kind == "dump" else self._base(folder, f"recovery {identifier}", parent)
         copied = time.monotonic()
+        keys, unknown = self._carried()
         made = Backup(
             Manifest(
                 format_version=FORMAT_VERSION,
@@ -151,10 +178,11 @@ class _Work:
                 finished_at=datetime.now(UTC),
                 server=self.server,
                 wal=copy.wal,
+                key_versions=keys,
                 recipients=list(self.source.recipients),
                 maker=Maker(program="recovery", version=recovery.__version__, host=socket.gethostname()),
                 timings_seconds={"prepare": round(prepared - self.started, 3), "copy": round(copied - prepared, 3)},
-                notes=[*notes, *copy.notes],
+                notes=[*notes, *copy.notes, *unknown],
                 objects=copy.objects,
             ),
             folder,
@@ -164,6 +192,11 @@ class _Work:
         if request is not None and self._request() == request:
             self.source.store.delete(layout.full_request(self.source.name))
         return made
+
+    def _carried(self) -> tuple[dict[str, KeyVersions], list[str]]:
+        """The versions of Vault's keys that rows carry now; what cannot be read is a note, and stops no backup."""
+        options = self.source.settings.keys
+        return ciphertext.versions(self.source.connection, options) if options is not None else ({}, [])
 
     def _request(self) -> bytes | None:
         """What asks for a full backup; one that comes while a full is copied asks for the next."""
@@ -188,6 +221,7 @@ class _Work:
 
         def tick(done: int, expected: int) -> None:
             self.check_lease()
+            self.source.check_login()
             self.progress(what, done, expected)
 
         taken = base.take(
@@ -210,6 +244,7 @@ class _Work:
             nonlocal total
             total += sealed
             self.check_lease()
+            self.source.check_login()
             self.progress(f"dump of {database}", total, None)
 
         objects, notes = dump.take(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from recovery import manifest
 from recovery.errors import ConfigurationError, FormatError, ObjectMissing, PreconditionError, RecoveryError
-from recovery.manifest import Manifest
+from recovery.manifest import AnyManifest, Manifest, StoredObject
 from recovery.repository import layout
 from recovery.repository.sealing import Sealed
 from recovery.repository.store import ObjectStore, put_final
@@ -26,6 +27,10 @@ class Backup:
     @property
     def id(self) -> str:
         return self.manifest.id
+
+    @property
+    def items(self) -> list[StoredObject]:
+        return self.manifest.objects
 
     def objects(self, *roles: str) -> list[Sealed]:
         """The backup's objects with their whole keys; all of them, or those of the given roles."""
@@ -97,30 +102,43 @@ def read(store: ObjectStore, name: str) -> Catalog:
         for identifier in store.folders(root)
         for backup in store.folders(layout.backups_folder(name, identifier))
     ]
+    found, problems = read_manifests(store, folders, manifest.decode)
+    backups = [Backup(each, folder) for folder, each in found.items()]
+    return Catalog(tuple(sorted(backups, key=lambda backup: (backup.id, backup.folder))), problems)
+
+
+def read_manifests(
+    store: ObjectStore, folders: Iterable[str], decode: Callable[..., AnyManifest]
+) -> tuple[dict[str, AnyManifest], tuple[RecoveryError, ...]]:
+    """The manifest of each folder that has one, and what could not be read."""
+
+    def read_one(folder: str) -> AnyManifest | RecoveryError | None:
+        key = folder + layout.MANIFEST
+        try:
+            found = decode(store.get(key), where=f"{store.description}/{key}")
+        except ObjectMissing:
+            return None  # Not committed: an upload under way, or the remains of one.
+        except FormatError as problem:
+            return problem
+        if not folder.endswith(f"/{found.id}/"):
+            return FormatError(
+                f"the manifest in this folder names another backup, {found.id}",
+                where=f"{store.description}/{key}",
+                remedy="use another backup",
+            )
+        return found
+
+    folders = list(folders)
     with ThreadPoolExecutor(_READERS) as readers:
-        results = list(readers.map(lambda folder: _read_one(store, folder), folders))
-    backups = [result for result in results if isinstance(result, Backup)]
-    problems = [result for result in results if isinstance(result, RecoveryError)]
-    return Catalog(tuple(sorted(backups, key=lambda backup: (backup.id, backup.folder))), tuple(problems))
+        results = dict(zip(folders, readers.map(read_one, folders), strict=True))
+    problems = tuple(result for result in results.values() if isinstance(result, RecoveryError))
+    return {
+        folder: result
+        for folder, result in results.items()
+        if result is not None and not isinstance(result, RecoveryError)
+    }, problems
 
 
 def commit(store: ObjectStore, backup: Backup) -> None:
     """Write the manifest, last and only if there is none: from here on the backup exists."""
     put_final(store, backup.folder + layout.MANIFEST, backup.manifest.encode())
-
-
-def _read_one(store: ObjectStore, folder: str) -> Backup | RecoveryError | None:
-    key = folder + layout.MANIFEST
-    try:
-        found = manifest.decode(store.get(key), where=f"{store.description}/{key}")
-    except ObjectMissing:
-        return None  # Not committed: an upload under way, or the remains of one.
-    except FormatError as problem:
-        return problem
-    if not folder.endswith(f"/{found.id}/"):
-        return FormatError(
-            f"the manifest in this folder names another backup, {found.id}",
-            where=f"{store.description}/{key}",
-            remedy="use another backup",
-        )
-    return Backup(found, folder)

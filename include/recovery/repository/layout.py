@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 from urllib.parse import quote
 
-ID_PATTERN = re.compile(r"(\d{8}T\d{6}Z)-(full|incremental|dump)")
+ID_PATTERN = re.compile(r"(\d{8}T\d{6}Z)-(full|incremental|dump|snapshot|policies)")
 _TIME = "%Y%m%dT%H%M%SZ"
 
 
@@ -45,7 +45,18 @@ def dump(database: str) -> str:
     return f"dumps/{quote(database, safe='')}.pgdump.age"
 
 
+def snapshots_folder(name: str) -> str:
+    """Where a Vault's backups lie."""
+    return f"{system_folder('vault', name)}snapshots/"
+
+
+def snapshot_folder(name: str, identifier: str) -> str:
+    return f"{snapshots_folder(name)}{identifier}/"
+
+
 MANIFEST = "manifest.json"
+SNAPSHOT = "snapshot.snap.zst.age"
+EXPORT = "policies/export.tar.zst.age"
 BACKUP_MANIFEST = "backup_manifest.zst"
 GLOBALS = "globals.sql.zst.age"
 

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 from recovery.errors import IntegrityError, PreconditionError, RecoveryError, SealError, StoreUnreachable
 from recovery.manifest import StoredObject
-from recovery.repository.catalog import Backup
 from recovery.repository.sealing import Sealed, check_stored, unseal
 from recovery.repository.store import ObjectStore
 
@@ -55,11 +54,22 @@ class Report:
     findings: tuple[Finding, ...]
 
 
+class Stored(Protocol):
+    """A committed backup of any product."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def folder(self) -> str: ...
+    @property
+    def items(self) -> Sequence[StoredObject]: ...
+
+
 class ContentCheck(Protocol):
     """Takes one object's content and says at its end whether it is whole."""
 
     def write(self, data: bytes, /) -> object: ...
-    def finish(self) -> None:
+    def finish(self) -> object:
         """Raise IntegrityError when the content is not whole."""
 
     def close(self) -> None:
@@ -68,7 +78,7 @@ class ContentCheck(Protocol):
 
 def verify(
     store: ObjectStore,
-    backup: Backup,
+    backup: Stored,
     level: Level,
     *,
     identities: Sequence[Any] = (),
@@ -94,7 +104,7 @@ def verify(
             return Finding(item.key, Verdict.FAILED, str(problem))
         return None
 
-    items = backup.manifest.objects
+    items = backup.items
     with ThreadPoolExecutor(_SIDE_BY_SIDE) as workers:
         findings = tuple(finding for finding in workers.map(check, items) if finding is not None)
     read = 0 if level is Level.EXISTS else sum(item.stored_bytes for item in items)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from recovery.config import WalOptions
-from recovery.errors import ConfigurationError, PreconditionError, StoreError, WalError, WalGone
+from recovery.errors import ConfigurationError, PreconditionError, StoreError, VaultError, WalError, WalGone
 from recovery.postgres.backup import Source
 from recovery.postgres.wal import slot as slots
 from recovery.postgres.wal.archive import Archive, Index, Piece
@@ -72,8 +72,9 @@ def stream(
 
     Told to stop while a stream is broken, it raises what broke it: not all that was written may be stored.
 
-    `open_source` is called for every connection: changed credentials are read. Raises IntegrityError when the
-    repository holds other WAL under a name that this server uses: going on would mix two histories.
+    `open_source` is called for every connection: changed credentials are read, also where the lease of a login from
+    Vault ends. Raises IntegrityError when the repository holds other WAL under a name that this server uses: going on
+    would mix two histories.
     """
     outcome = Outcome()
     started, wait = False, _FIRST_PAUSE
@@ -86,9 +87,10 @@ def stream(
     while True:
         before = outcome.progress.bytes_stored
         try:
-            _Stream(open_source(), outcome, ticked, stop).run()
+            with open_source().logged_in() as source:
+                _Stream(source, outcome, ticked, stop).run()
             return outcome
-        except (StoreError, WalError, PreconditionError) as problem:
+        except (StoreError, WalError, VaultError, PreconditionError) as problem:
             if not started:
                 raise
             wait = _FIRST_PAUSE if outcome.progress.bytes_stored > before else min(2 * wait, _LONGEST_PAUSE)
@@ -167,6 +169,7 @@ class _Stream:
             beginning = _Beginning(ends.timeline, ends.lsn - ends.lsn % archive.segment_bytes)
 
     def _watched(self, progress: Progress) -> None:
+        self._source.check_login()
         if self._options.give_up_gib is not None and time.monotonic() >= self._asked + _BOUND_SECONDS:
             self._asked = time.monotonic()
             slot = slots.read(self._source.connection, self._options.slot).slot

@@ -1,0 +1,1 @@
+"""HashiCorp Vault and OpenBao: session, snapshots, exports, restore, sandbox nodes."""

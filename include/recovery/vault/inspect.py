@@ -1,0 +1,70 @@
+"""What a Vault says of itself: its version, seal, mounts and policies, as a manifest keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from recovery.errors import VaultError
+from recovery.manifest import Mount, Seal, TransitKey, VaultServer
+from recovery.vault import export
+from recovery.vault.session import errors_of
+
+if TYPE_CHECKING:
+    import hvac
+
+
+def describe(client: hvac.Client) -> VaultServer:
+    """The server behind a logged-in client; raises PreconditionError naming the right that is missing."""
+    with errors_of(client.url):
+        status = client.seal_status
+        mounts = client.sys.list_mounted_secrets_engines()["data"]
+        methods = client.sys.list_auth_methods()["data"]
+        policies = client.sys.list_acl_policies()["data"]["keys"]
+    return VaultServer(
+        version=str(status["version"]),
+        cluster_id=str(status.get("cluster_id", "")),
+        cluster_name=str(status.get("cluster_name", "")),
+        address=client.url,
+        seal=Seal(type=str(status["type"]), shares=int(status["n"]), threshold=int(status["t"])),
+        mounts=[*_mounts("", mounts), *_mounts("auth/", methods)],
+        policies=sorted(policies),
+        transit=transit(client),
+    )
+
+
+def transit(client: hvac.Client) -> dict[str, TransitKey]:
+    """The versions of every transit key, by mount and name."""
+    return export.transit_keys(client)
+
+
+def check_storage(client: hvac.Client) -> None:
+    """Snapshots exist for Raft storage only; raises VaultError."""
+    with errors_of(client.url):
+        storage = client.seal_status.get("storage_type", "raft")
+    if storage != "raft":
+        raise VaultError(
+            f"its storage is {storage}, and snapshots exist for Raft storage (Integrated Storage) only",
+            where=client.url,
+            remedy="migrate it with `operator migrate`, or back up that storage itself",
+        )
+
+
+def merged(before: Mapping[str, TransitKey], after: Mapping[str, TransitKey]) -> dict[str, TransitKey]:
+    """What a snapshot between two readings is sure to decrypt: up to the newest version of the first."""
+    return {
+        name: TransitKey(
+            latest_version=key.latest_version,
+            min_decryption_version=max(key.min_decryption_version, after[name].min_decryption_version),
+            min_available_version=max(key.min_available_version, after[name].min_available_version),
+        )
+        for name, key in before.items()
+        if name in after
+    }
+
+
+def _mounts(prefix: str, found: Mapping[str, Any]) -> list[Mount]:
+    return [
+        Mount(path=prefix + path, type=str(values["type"]), uuid=str(values.get("uuid", "")))
+        for path, values in sorted(found.items())
+    ]
