@@ -18,20 +18,32 @@ import pytest
 import yaml
 
 from lab.airflow import Airflow
+from lab.bao import OpenBao
 from lab.clients import installation_of
 from lab.system import Lab
 from recovery.drill import evidence
 from recovery.postgres.wal import audit
 from recovery.repository import catalog
 from recovery.repository.verify import Level
+from recovery.vault import catalog as vault_catalog
 
 BACKUP, DRILL, SYSTEM = "postgres_full_backup", "restore_drill", "app038"
+CANARY, SNAPSHOT, EXPORT = "vault_canary", "vault_snapshot", "vault_policy_export"
 INCREMENTAL, WAL = "postgres_incremental_backup", "postgres_wal_archive"
 
 
 def airflow_of(lab: Lab) -> Airflow:
     assert lab.airflow is not None
     return lab.airflow
+
+
+def vault_of(lab: Lab) -> OpenBao:
+    assert lab.vault is not None
+    return lab.vault
+
+
+def snapshots(lab: Lab) -> list[str]:
+    return [found.id for found in vault_catalog.read(installation_of(lab).vault_store(SYSTEM), SYSTEM).backups]
 
 
 def states(lab: Lab, dag: str, run: str) -> dict[str, str]:
@@ -47,7 +59,9 @@ def backups(lab: Lab) -> list[str]:
 def secrets_of(lab: Lab) -> list[str]:
     """Every secret of the lab that a task could have seen."""
     identity = json.loads(lab.env["AIRFLOW_CONN_RECOVERY_IDENTITY"])["password"]
-    return [*lab.app038.passwords.values(), lab.objects.secret_key, identity]
+    vault = vault_of(lab)
+    own = [*vault.passwords.values(), *vault.shares, vault.root_token]
+    return [*lab.app038.passwords.values(), lab.objects.secret_key, identity, *own]
 
 
 @contextmanager
@@ -76,15 +90,21 @@ def watched_command_lines() -> Iterator[set[bytes]]:
 
 @pytest.fixture(scope="module")
 def first_runs(lab: Lab) -> dict[str, Any]:
-    """A full backup and a drill of it, each started through Airflow's API and run by its scheduler."""
+    """Backups and a drill of them, each started through Airflow's API and run by its scheduler."""
     airflow = airflow_of(lab)
     with watched_command_lines() as command_lines:
+        canary = airflow.trigger(CANARY)
+        canary_state = airflow.wait(CANARY, canary, timeout_seconds=200)
         backup = airflow.trigger(BACKUP)
         backup_state = airflow.wait(BACKUP, backup, timeout_seconds=200)
+        snapshot = airflow.trigger(SNAPSHOT)
+        snapshot_state = airflow.wait(SNAPSHOT, snapshot, timeout_seconds=200)
         drill = airflow.trigger(DRILL)
         drill_state = airflow.wait(DRILL, drill, timeout_seconds=200)
     return {
         "backup": (backup, backup_state),
+        "canary": (canary, canary_state),
+        "snapshot": (snapshot, snapshot_state),
         "drill": (drill, drill_state),
         "command_lines": command_lines,
     }
@@ -127,6 +147,36 @@ def test_retention_runs_and_the_name_of_its_task_says_what_it_deleted(lab: Lab) 
     assert f"{SYSTEM}: 0 backups, 0 objects, 0.0 MB deleted" in names
 
 
+def test_airflow_writes_the_canary_and_takes_a_snapshot_where_there_is_none(
+    lab: Lab, first_runs: dict[str, Any]
+) -> None:
+    run, state = first_runs["canary"]
+    assert state == "success", states(lab, CANARY, run)
+    assert states(lab, CANARY, run) == {
+        "systems": "success",
+        "canary": "success",
+        "due": "success",
+        "snapshot": "success",
+    }
+    rows = lab.app038.execute("SELECT key, version FROM recovery.canary", dbname="app038")
+    assert rows == [("transit/recovery-canary", 1)]
+
+
+def test_airflow_backs_up_the_vault_and_checks_it(lab: Lab, first_runs: dict[str, Any]) -> None:
+    run, state = first_runs["snapshot"]
+    assert state == "success", states(lab, SNAPSHOT, run)
+    assert set(states(lab, SNAPSHOT, run).values()) == {"success"}
+    assert {identifier.partition("-")[2] for identifier in snapshots(lab)} >= {"full"}
+    events = airflow_of(lab).request("GET", "assets/events?limit=100").json()["asset_events"]
+    assert {event["extra"]["id"] for event in events if event["name"] == "vault_backup"} == set(snapshots(lab))
+
+
+def test_airflow_exports_policies(lab: Lab, first_runs: dict[str, Any]) -> None:
+    run = airflow_of(lab).trigger(EXPORT)
+    assert airflow_of(lab).wait(EXPORT, run, timeout_seconds=200) == "success", states(lab, EXPORT, run)
+    assert snapshots(lab)[-1].endswith("-policies")
+
+
 def test_mapped_tasks_are_named_after_their_system(lab: Lab, first_runs: dict[str, Any]) -> None:
     run, _ = first_runs["backup"]
     names = {
@@ -150,6 +200,9 @@ def test_the_drill_proves_the_newest_full_and_keeps_evidence(lab: Lab, first_run
     assert found["rto_seconds"] > 0
     assert {table["verdict"] for table in found["tables"]} == {"ok"}
     assert sum(table["rows"] for table in found["tables"]) > 10_000
+    assert found["kind"] == "set" and found["snapshot"] in snapshots(lab)
+    checks = {check["name"]: check["detail"] for check in found["checks"]}
+    assert checks["canaries"] == "opened: transit/recovery-canary v1"
     assert not list((lab.root / "sandbox").iterdir())
 
 

@@ -51,7 +51,8 @@ def parse(path: Path, home: Path) -> set[str]:
 
 def test_there_are_dag_files() -> None:
     assert {path.stem for path in DAG_FILES} >= {
-        *("postgres_full_backup", "postgres_incremental_backup", "restore_drill", "retention")
+        *("postgres_full_backup", "postgres_incremental_backup", "restore_drill", "retention"),
+        *("vault_snapshot", "vault_policy_export", "vault_canary"),
     }
 
 
