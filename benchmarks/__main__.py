@@ -21,6 +21,7 @@ from benchmarks.memory import memory
 from benchmarks.parse import parse
 from benchmarks.restore import restore
 from benchmarks.s3 import find_barman_python, s3
+from benchmarks.vault import vault
 from benchmarks.wal import backlog, recovery_point
 
 BENCHMARKS: dict[str, Callable[[Bench], dict[str, Any]]] = {
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "chain": chain,
     "wal-backlog": backlog,
     "recovery-point": recovery_point,
+    "vault": vault,
 }
 _SIZE_MB = 2500
 _OTHER_SIZES_MB = {"memory": 5500, "wal-backlog": 5120, "incremental": 5500}

@@ -24,6 +24,8 @@ from recovery.postgres.wal.positions import parse_lsn
 from recovery.postgres.wal.receiver import Progress
 from recovery.repository import catalog
 from recovery.repository.verify import Level, Verdict
+from recovery.vault import backup as vault_backup
+from recovery.vault.session import log_in
 
 SYSTEM = "bench"
 _BATCH_BYTES = 1 << 20
@@ -116,6 +118,19 @@ def verified(level: str) -> int:
     return report.bytes_read
 
 
+def vault_save(target: str) -> int:
+    """As an agent does: what the API returns, into a file."""
+    installation = Installation(config.load())
+    with log_in(installation.connection("bench_vault")) as session, Path(target).open("wb") as file:
+        for piece in session.client.sys.take_raft_snapshot().iter_content(_BATCH_BYTES):
+            file.write(piece)
+    return Path(target).stat().st_size
+
+
+def vault_snapshot() -> int:
+    return vault_backup.take(Installation(config.load()).vault_source(SYSTEM), "snapshot").manifest.stored_bytes
+
+
 def _newest(installation: Installation) -> catalog.Backup:
     newest = catalog.read(installation.store_of(SYSTEM), SYSTEM).newest("full", "incremental")
     if newest is None:
@@ -131,6 +146,8 @@ WORK: dict[str, Callable[..., int]] = {
     "restore": restored,
     "wal": wal,
     "verify": verified,
+    "vault-save": vault_save,
+    "vault-snapshot": vault_snapshot,
 }
 
 

@@ -1,5 +1,7 @@
 """Delete what no rule of `retention` wants any more, and sweep what interrupted backups left.
 
+A Vault's snapshot stays for as long as a backup of a database needs it, whatever the rules say.
+
 Each system's plan is in the log of its task: what stays and why, what goes, what is locked until when. The task's name
 in the grid ends with what was deleted.
 
@@ -14,13 +16,13 @@ from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
 
-from orchestration import forms, work
+from orchestration import forms, vault_work, work
 from orchestration.schedules import cron
 
 
 @task
 def systems(params: dict[str, Any] | None = None) -> list[str]:
-    return work.chosen_systems((params or {})["systems"])
+    return work.retained_systems("postgres", (params or {})["systems"])
 
 
 @task(map_index_template="{{ system }}{{ done }}", queue="backup")
@@ -28,6 +30,20 @@ def retain(system: str, params: dict[str, Any] | None = None) -> str:
     context = get_current_context()
     context["system"] = system
     done = work.retain(system, apply=(params or {})["apply"])
+    context["done"] = f": {done}"
+    return done
+
+
+@task
+def vaults(params: dict[str, Any] | None = None) -> list[str]:
+    return work.retained_systems("vault", (params or {})["systems"])
+
+
+@task(map_index_template="{{ system }}{{ done }}", queue="backup")
+def retain_vault(vault: str, params: dict[str, Any] | None = None) -> str:
+    context = get_current_context()
+    context["system"] = vault
+    done = vault_work.retain(vault, apply=(params or {})["apply"])
     context["done"] = f": {done}"
     return done
 
@@ -40,11 +56,12 @@ def retain(system: str, params: dict[str, Any] | None = None) -> str:
         "systems": forms.systems(),
         "apply": Param(True, type="boolean", title="Apply", description="Delete. Otherwise the plan is only logged."),
     },
-    tags=["recovery", "postgres", "retention"],
+    tags=["recovery", "postgres", "vault", "retention"],
     doc_md=__doc__,
 )
 def retention() -> None:
     retain.expand(system=systems())
+    retain_vault.expand(vault=vaults())
 
 
 retention()

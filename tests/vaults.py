@@ -7,6 +7,7 @@ from typing import Any
 
 from recovery.manifest import FORMAT_VERSION, Maker, RaftSnapshot, Seal, TransitKey, VaultManifest, VaultServer
 from recovery.repository import layout
+from recovery.repository.store import ObjectStore
 from recovery.vault.catalog import Snapshot
 
 BEGAN = datetime(2026, 11, 23, 3, tzinfo=UTC)
@@ -56,3 +57,12 @@ def manifest(
             taken_at=moment, index=42, term=3, state_bytes=1, state_sha256="00" * 32, key_counts={}, mount_key_counts={}
         )
     return VaultManifest(**(fields | changes))
+
+
+def put(store: ObjectStore, made: Snapshot) -> Snapshot:
+    """Into a store, with one object for each that its kind has."""
+    for role, key in {"snapshot": layout.SNAPSHOT, "export": layout.EXPORT}.items():
+        if made.manifest.kind in ("full", {"snapshot": "snapshot", "export": "policies"}[role]):
+            store.put(made.folder + key, b"sealed")
+    store.put(made.folder + layout.MANIFEST, made.manifest.encode())
+    return made

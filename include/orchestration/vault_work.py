@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
-from orchestration.work import guarded, judged, log_progress, logged
+from orchestration.work import guarded, judged, log_progress, logged, retained
 
 if TYPE_CHECKING:
     from recovery.vault.backup import Kind
@@ -102,3 +102,15 @@ def drill(vault: str) -> dict[str, Any]:
         installation = open_installation()
         snapshot = catalog.read(installation.vault_store(vault), vault).choose(None)
         return judged(run_drill(installation, vault, snapshot, progress=log_progress()))
+
+
+def retain(vault: str, *, apply: bool) -> str:
+    """Log what retention keeps and why, and delete what may go if `apply` says so; returns what was done in a line."""
+    with guarded():
+        from orchestration.installation import open_installation
+        from recovery.vault import retention
+
+        installation = open_installation()
+        if apply:
+            return retained(*retention.apply(installation, vault, progress=log_progress()))
+        return retained(retention.plan(installation, vault))

@@ -12,13 +12,15 @@ import signal
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 if TYPE_CHECKING:
     from recovery.drill.evidence import Evidence
     from recovery.postgres.backup import Kind
+    from recovery.repository.decision import Plan
+    from recovery.repository.deletion import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,14 @@ def chosen_systems(wanted: list[str] | None) -> list[str]:
         for name in wanted or []:
             configuration.postgres_system(name)
         return list(wanted or configuration.postgres)
+
+
+def retained_systems(kind: Literal["postgres", "vault"], wanted: list[str] | None) -> list[str]:
+    """The systems of one kind among those named in a form, or all of the kind; a name that no kind has is refused."""
+    with guarded():
+        from recovery import config
+
+        return config.load().named(kind, *(wanted or []))
 
 
 def streamed_systems(wanted: list[str] | None) -> list[str]:
@@ -182,24 +192,27 @@ def retain(system: str, *, apply: bool) -> str:
 
         installation = open_installation()
         store, rules = installation.store_of(system), installation.configuration.postgres_system(system).retention
-        outcome = None
         if apply:
-            plan, outcome = housekeeping.apply(store, system, rules, progress=log_progress())
-        else:
-            plan = housekeeping.plan(store, system, rules)
-        for decision in plan.decisions:
-            log.info("%s: %s: %s", decision.backup.id, decision.word, decision.why)
-        for sweep in plan.sweeps:
-            gone, locked = len(sweep.objects), len(sweep.locked)
-            log.info("%s, %s: %d objects go, %d are locked", sweep.what, sweep.where, gone, locked)
-        for problem in plan.problems:
-            log.error("left alone: %s", problem)
-        if outcome is None:
-            return f"{housekeeping.counted(len(plan.doomed), 'backup')} would go"
-        if outcome.failures:
-            raise AirflowFailException(f"{outcome}: {outcome.failures[0]}")
-        log.info("%s", outcome)
-        return str(outcome)
+            return retained(*housekeeping.apply(store, system, rules, progress=log_progress()))
+        return retained(housekeeping.plan(store, system, rules))
+
+
+def retained(plan: Plan[Any], outcome: Outcome | None = None) -> str:
+    """Log a plan of retention and, where it was applied, what became of it; returns that in a line."""
+    from recovery.repository.deletion import counted
+
+    for decision in plan.decisions:
+        log.info("%s: %s: %s", decision.backup.id, decision.word, decision.why)
+    for sweep in plan.sweeps:
+        log.info("%s, %s: %d objects go, %d are locked", sweep.what, sweep.where, len(sweep.objects), len(sweep.locked))
+    for problem in plan.problems:
+        log.error("left alone: %s", problem)
+    if outcome is None:
+        return f"{counted(len(plan.doomed), 'backup')} would go"
+    if outcome.failures:
+        raise AirflowFailException(f"{outcome}: {outcome.failures[0]}")
+    log.info("%s", outcome)
+    return str(outcome)
 
 
 def logged(values: dict[str, Any]) -> dict[str, Any]:

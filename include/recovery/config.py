@@ -351,6 +351,21 @@ class Configuration(_Strict):
                 f"no PostgreSQL system is named {name!r}", where="postgres", remedy=f"use one of: {known}"
             ) from None
 
+    def named(self, kind: Literal["postgres", "vault"], *wanted: str | None) -> list[str]:
+        """The systems of one kind among those wanted, all of the kind where none is (None counts as none).
+
+        A database and a Vault may have one name. Raises ConfigurationError for a name that no kind has.
+        """
+        names = [name for name in wanted if name is not None]
+        known = sorted({*self.postgres, *self.vault})
+        for name in names:
+            if name not in known:
+                raise ConfigurationError(
+                    f"no system is named {name!r}", remedy=f"use one of: {', '.join(known) or 'none'}"
+                )
+        systems = self.postgres if kind == "postgres" else self.vault
+        return [name for name in names or systems if name in systems]
+
     def vault_system(self, name: str) -> VaultSystem:
         """The Vault called `name`; raises ConfigurationError that names the known ones."""
         try:

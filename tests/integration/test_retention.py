@@ -206,7 +206,7 @@ UNKNOWN = "20200101T000000Z-full"
 @pytest.mark.parametrize(
     ("arguments", "status", "line"),
     [
-        (("retention", "app39"), 2, "postgres: no PostgreSQL system is named 'app39' -> use one of: app038, other"),
+        (("retention", "app39"), 2, "no system is named 'app39' -> use one of: app038, other"),
         (
             ("hold", UNKNOWN, "--reason", "x"),
             2,
@@ -215,7 +215,7 @@ UNKNOWN = "20200101T000000Z-full"
         (
             ("hold", UNKNOWN, "--reason", "x", "--system", "app39"),
             2,
-            "postgres: no PostgreSQL system is named 'app39' -> use one of: app038, other",
+            "no system is named 'app39' -> use one of: app038, other",
         ),
         (("hold", "FULL", "--reason", " "), 2, "--reason: the reason is empty -> say why, for whoever finds it later"),
         (("release", "FULL", "--reason", "x"), 2, "FULL: it is not held -> see `recovery list` for what is"),

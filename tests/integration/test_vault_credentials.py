@@ -109,6 +109,7 @@ def bao() -> Iterator[OpenBao]:
         started.request("POST", "sys/policies/password/marked", body={"policy": PASSWORD_POLICY})
         started.write_policy("database", DATABASE_POLICY)
         started.write_policy("secret", SECRET_POLICY)
+        started.write_policy("backup", (REPOSITORY / "include/config/vault/backup.hcl").read_text())
         until(lambda: _written(started, "secret/data/app038/postgres", {"username": "backup", "password": "x"}))
         yield started
 
@@ -138,7 +139,7 @@ def engine_on(bao: OpenBao, server: PostgresServer) -> Iterator[Engine]:
     }
     bao.request("POST", f"database/config/{server.name}", body=settings)
     try:
-        yield Engine(bao, server, bao.create_token(["database", "secret"]))
+        yield Engine(bao, server, bao.create_token(["database", "secret", "backup"]))
     finally:
         bao.request("DELETE", f"database/config/{server.name}")
         server.execute("DROP OWNED BY vault")
@@ -206,7 +207,6 @@ def test_base_backups_from_another_server_use_the_same_login(site: Site, engine:
 def test_an_approle_with_the_shipped_policies_and_no_other_is_enough(site: Site, engine: Engine) -> None:
     bao = engine.bao
     bao.request("POST", "sys/auth/approle", body={"type": "approle"})
-    bao.write_policy("backup", (REPOSITORY / "include/config/vault/backup.hcl").read_text())
     body = {"token_policies": ["backup", "database"], "token_no_default_policy": True, "token_ttl": "1h"}
     bao.request("POST", "auth/approle/role/backup", body=body)
     role = bao.request("GET", "auth/approle/role/backup/role-id")["data"]["role_id"]
@@ -335,7 +335,7 @@ def _active(bao: OpenBao) -> bool:
 def test_an_identity_that_may_not_revoke_says_so_and_the_role_ends_with_its_lease(site: Site, engine: Engine) -> None:
     engine.set_role(default_ttl="4s", max_ttl="60s")
     engine.bao.write_policy("reader", f'path "{PATH}" {{ capabilities = ["read"] }}')
-    site.add(replace(site.connections["app038_vault"], password=engine.bao.create_token(["reader"])))
+    site.add(replace(site.connections["app038_vault"], password=engine.bao.create_token(["reader", "backup"])))
     done = site.run_alone("backup", "postgres", "app038", "--type", "full")
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
@@ -372,7 +372,7 @@ def test_a_static_role_is_a_login(engine: Engine, folder: Path) -> None:
         bao.request("POST", "database/static-roles/fixed", body=body)
         bao.write_policy("fixed", 'path "database/static-creds/fixed" { capabilities = ["read"] }')
         site = engine.site(folder, path="database/static-creds/fixed")
-        site.add(engine.connection(password=bao.create_token(["fixed"])))
+        site.add(engine.connection(password=bao.create_token(["fixed", "backup"])))
         site.run(*FULL)
         bao.request("DELETE", "database/static-roles/fixed")
     finally:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from recovery import recovery_set
 from recovery.cli._run import ConfigFile, Json, Verbose, duration, failed, run, size, table
-from recovery.errors import ConfigurationError, RecoveryError
+from recovery.errors import RecoveryError
 from recovery.installation import Installation
 from recovery.postgres.wal import audit
 from recovery.recovery_set import Pairing
@@ -59,34 +59,26 @@ def list_(
         configuration = installation.configuration
         vaults = {
             system: vault_catalog.read(installation.vault_store(system), system)
-            for system in named(configuration.vault, configuration.postgres, name)
+            for system in configuration.named("vault", name)
         }
-        systems = {
-            system: _read(installation, system) for system in named(configuration.postgres, configuration.vault, name)
-        }
+        held = {system: holds.read(installation.vault_store(system), system, kind="vault") for system in vaults}
+        systems = {system: _read(installation, system) for system in configuration.named("postgres", name)}
         document = {
             "postgres": {system: found.document() for system, found in systems.items()},
             "vault": {
                 system: {
-                    "backups": [backup.summary() for backup in entry.backups],
+                    "backups": [
+                        backup.summary() | {"hold": asdict(hold) if (hold := held[system].get(backup.id)) else None}
+                        for backup in entry.backups
+                    ],
                     "problems": [str(problem) for problem in entry.problems],
                 }
                 for system, entry in vaults.items()
             },
         }
-        call.emit(document, lambda console: _print(console, systems, vaults))
+        call.emit(document, lambda console: _print(console, systems, vaults, held))
         entries: list[Catalog | VaultCatalog] = [*(found.entry for found in systems.values()), *vaults.values()]
         failed(any(entry.problems for entry in entries))
-
-
-def named(systems: dict[str, Any], others: dict[str, Any], name: str | None) -> list[str]:
-    """The systems of one kind that a call means; raises ConfigurationError for a name that no kind has."""
-    if name is None:
-        return list(systems)
-    if name not in systems and name not in others:
-        known = ", ".join(sorted({*systems, *others})) or "none"
-        raise ConfigurationError(f"no system is named {name!r}", remedy=f"use one of: {known}")
-    return [name] if name in systems else []
 
 
 def _read(installation: Installation, name: str) -> _Postgres:
@@ -103,11 +95,19 @@ def _read(installation: Installation, name: str) -> _Postgres:
     return _Postgres(entry, holds.read(store, name), audit.recoverable(store, entry, name), pairings)
 
 
-def _print(console: Console, systems: dict[str, _Postgres], vaults: dict[str, VaultCatalog]) -> None:
+def _print(
+    console: Console,
+    systems: dict[str, _Postgres],
+    vaults: dict[str, VaultCatalog],
+    held: dict[str, dict[str, holds.Hold]],
+) -> None:
     if systems:
         _print_postgres(console, systems)
     if vaults:
         _print_vaults(console, vaults)
+        for system, found in held.items():
+            for identifier, hold in sorted(found.items()):
+                console.print(f"held: {system} {identifier}: {hold}", highlight=False, markup=False, soft_wrap=True)
     for problem in _problems(systems, vaults):
         console.print(f"[red]damaged[/]: {problem}", highlight=False, soft_wrap=True)
 

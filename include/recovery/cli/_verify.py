@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from recovery.cli._catalog import named
 from recovery.cli._run import ConfigFile, Identity, Json, Run, Verbose, failed, run, size
 from recovery.errors import ConfigurationError
 from recovery.installation import Installation
@@ -79,13 +78,13 @@ def _chosen(installation: Installation, what: str | None) -> list[Chosen]:
             raise ConfigurationError("no backup has this id", where=what, remedy="choose one of `recovery list`")
         return found
     chosen: list[Chosen] = []
-    for system in named(configuration.postgres, configuration.vault, what):
+    for system in configuration.named("postgres", what):
         entry = catalog.read(installation.store_of(system), system)
         kinds = ("full", "incremental", "dump")
         chosen += [_of_postgres(installation, system, each) for kind in kinds if (each := entry.newest(kind))]
         if entry.problems:
             raise entry.problems[0]
-    for system in named(configuration.vault, configuration.postgres, what):
+    for system in configuration.named("vault", what):
         snapshots = vault_catalog.read(installation.vault_store(system), system)
         newest = {backup.manifest.kind: backup for backup in snapshots.backups}
         chosen += [_of_vault(installation, system, newest[kind]) for kind in _VAULT_KINDS if kind in newest]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from enum import StrEnum
 
 from recovery.config import Configuration
-from recovery.errors import ConfigurationError
 
 
 class What(StrEnum):
@@ -19,12 +18,11 @@ def what(configuration: Configuration, name: str, wanted: What | None = None) ->
 
     Raises ConfigurationError for a name that is not configured.
     """
-    if wanted is What.VAULT or (wanted is None and name not in configuration.postgres and name in configuration.vault):
+    is_database = name in configuration.named("postgres", name)
+    if wanted is What.VAULT or (wanted is None and not is_database):
         configuration.vault_system(name)
         return What.VAULT
-    if name not in configuration.postgres:
-        known = ", ".join(sorted({*configuration.postgres, *configuration.vault})) or "none"
-        raise ConfigurationError(f"no system is named {name!r}", remedy=f"use one of: {known}")
+    configuration.postgres_system(name)
     if wanted is not None:
         return wanted
     keys = configuration.postgres[name].keys

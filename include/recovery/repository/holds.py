@@ -31,10 +31,10 @@ class Hold:
         return f"{self.reason} ({self.by}, {self.at})" if self.by else self.reason
 
 
-def read(store: ObjectStore, name: str) -> dict[str, Hold]:
-    """The holds of a system that are not released, by the id of the backup."""
+def read(store: ObjectStore, name: str, *, kind: str = "postgres") -> dict[str, Hold]:
+    """The holds of a system (of kind `postgres` or `vault`) that are not released, by the id of the backup."""
     found = {}
-    folder = layout.holds_folder(name)
+    folder = layout.holds_folder(name, kind=kind)
     for info in store.scan(folder):
         document = _document(store, info.key)
         if document is not None and "released" not in document:
@@ -42,28 +42,28 @@ def read(store: ObjectStore, name: str) -> dict[str, Hold]:
     return found
 
 
-def place(store: ObjectStore, name: str, identifier: str, *, reason: str) -> Hold:
+def place(store: ObjectStore, name: str, identifier: str, *, reason: str, kind: str = "postgres") -> Hold:
     """Hold a backup; raises ConfigurationError when it is held already."""
-    if (held := read(store, name).get(identifier)) is not None:
+    if (held := read(store, name, kind=kind).get(identifier)) is not None:
         raise ConfigurationError(f"it is held already: {held}", where=identifier, remedy="nothing is to be done")
     document = _signed(store, reason)
-    _write(store, name, identifier, document)
+    _write(store, layout.hold(name, identifier, kind=kind), document)
     return _hold(document)
 
 
-def release(store: ObjectStore, name: str, identifier: str, *, reason: str) -> Hold:
+def release(store: ObjectStore, name: str, identifier: str, *, reason: str, kind: str = "postgres") -> Hold:
     """End a hold; returns it as it was. Raises ConfigurationError when there is none."""
-    held = read(store, name).get(identifier)
+    held = read(store, name, kind=kind).get(identifier)
     if held is None:
         raise ConfigurationError("it is not held", where=identifier, remedy="see `recovery list` for what is")
     before = {"at": held.at, "by": held.by, "reason": held.reason}
-    _write(store, name, identifier, before | {"released": _signed(store, reason)})
+    _write(store, layout.hold(name, identifier, kind=kind), before | {"released": _signed(store, reason)})
     return held
 
 
-def _write(store: ObjectStore, name: str, identifier: str, document: Mapping[str, Any]) -> None:
+def _write(store: ObjectStore, key: str, document: Mapping[str, Any]) -> None:
     data = json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
-    store.put(layout.hold(name, identifier), data, locked=False)
+    store.put(key, data, locked=False)
 
 
 def _signed(store: ObjectStore, reason: str) -> dict[str, Any]:

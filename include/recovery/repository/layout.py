@@ -70,12 +70,13 @@ def job_of(kind: str) -> str:
     return "dump" if kind == "dump" else "base"
 
 
-def holds_folder(name: str) -> str:
-    return f"holds/{name}/"
+def holds_folder(name: str, *, kind: str = "postgres") -> str:
+    """Two systems of one name may have backups of one id: a Vault's holds lie beside PostgreSQL's, not among them."""
+    return f"holds/{name}/" if kind == "postgres" else f"{kind}-holds/{name}/"
 
 
-def hold(name: str, identifier: str) -> str:
-    return f"{holds_folder(name)}{identifier}.json"
+def hold(name: str, identifier: str, *, kind: str = "postgres") -> str:
+    return f"{holds_folder(name, kind=kind)}{identifier}.json"
 
 
 def full_request(name: str) -> str:

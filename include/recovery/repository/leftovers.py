@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from recovery.postgres.wal.positions import Segment, parse_lsn
-from recovery.repository import layout
 from recovery.repository.catalog import Backup
 from recovery.repository.store import ObjectInfo, Unfinished
-from recovery.repository.survey import Survey, WalObject, cluster_of, kind_of
+from recovery.repository.survey import Listing, Survey, WalObject, cluster_of, folder_of, kind_of
 
 _ALL = "G"
 """A position behind every other: its digits are hexadecimal."""
@@ -62,7 +61,7 @@ def find(
     survey: Survey, *, horizons: Mapping[str, Horizon], staying: Sequence[Backup], after: timedelta
 ) -> list[Sweep]:
     """`horizons`: the clusters whose WAL may go at all. `staying`: the backups that do. `after`: the age of remains."""
-    swept = list(_unfinished_backups(survey, after))
+    swept = list(unfinished_backups(survey, after))
     for cluster, items in sorted(survey.wal.items()):
         own = [backup for backup in staying if cluster_of(backup.folder) == cluster]
         found = horizons.get(cluster)
@@ -76,29 +75,24 @@ def find(
     return swept
 
 
-def stale_uploads(survey: Survey, after: timedelta) -> tuple[Unfinished, ...]:
+def stale_uploads(survey: Listing, after: timedelta) -> tuple[Unfinished, ...]:
     """The open uploads that nobody goes on with."""
     return tuple(
         upload
         for upload in survey.unfinished
-        if survey.now - upload.begun > after and not _at_work(survey, upload.key.partition("/backups/")[2])
+        if survey.now - upload.begun > after and not survey.at_work(folder_of(upload.key))
     )
 
 
-def _unfinished_backups(survey: Survey, after: timedelta) -> Iterator[Sweep]:
-    committed = {backup.folder for backup in survey.catalog.backups} | set(survey.unreadable)
+def unfinished_backups(survey: Listing, after: timedelta) -> Iterator[Sweep]:
+    """The remains of backups that were never committed."""
+    committed = survey.committed | set(survey.unreadable)
     for folder, objects in survey.folders.items():
         newest = max(info.modified for info in objects)
         if folder in committed or kind_of(folder) is None or survey.now - newest <= after:
             continue
-        if not _at_work(survey, folder.partition("/backups/")[2]):
+        if not survey.at_work(folder):
             yield _sweep(survey, "unfinished backup", folder, objects)
-
-
-def _at_work(survey: Survey, below_backups: str) -> bool:
-    """Whether a backup of this one's kind is being made: it may be this one, however long its last object takes."""
-    kind = kind_of(below_backups.partition("/")[0])
-    return kind is not None and layout.job_of(kind) in survey.busy
 
 
 def _free(item: WalObject, found: Horizon, own: Iterable[Backup]) -> bool:
@@ -150,7 +144,7 @@ def _by_timeline(survey: Survey, what: str, items: Iterable[WalObject]) -> Itera
         yield _sweep(survey, what, folder, objects)
 
 
-def _sweep(survey: Survey, what: str, where: str, objects: Sequence[ObjectInfo]) -> Sweep:
+def _sweep(survey: Listing, what: str, where: str, objects: Sequence[ObjectInfo]) -> Sweep:
     locked = tuple(info for info in objects if survey.locked_until([info]))
     free = tuple(info for info in objects if not survey.locked_until([info]))
     return Sweep(what, where, free, locked, survey.locked_until(locked))

@@ -7,111 +7,32 @@ the number of a timeline never does, for it can begin anew.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from recovery.config import Retention
 from recovery.errors import PreconditionError
 from recovery.repository import leftovers
 from recovery.repository.catalog import Backup
-from recovery.repository.leftovers import Horizon, Sweep
-from recovery.repository.store import Unfinished
+from recovery.repository.decision import Decision, Plan, newest_of_periods, periodic
+from recovery.repository.leftovers import Horizon
 from recovery.repository.survey import Survey, cluster_of, kind_of
-
-_PERIODS: Mapping[str, Callable[[datetime], Any]] = {
-    "daily": lambda moment: moment.date(),
-    "weekly": lambda moment: moment.isocalendar()[:2],
-    "monthly": lambda moment: (moment.year, moment.month),
-    "yearly": lambda moment: moment.year,
-}
 
 Want = tuple[Backup, str]
 """A backup, and what wants it."""
 
 
 @dataclass(frozen=True)
-class Decision:
-    """One backup: it stays for its `reasons`; without any it goes, or will when its lock has ended."""
-
-    backup: Backup
-    bytes: int
-    reasons: tuple[str, ...]
-    locked_until: datetime | None = None
-
-    @property
-    def goes(self) -> bool:
-        return not self.reasons and self.locked_until is None
-
-    @property
-    def word(self) -> str:
-        return "delete" if self.goes else "keep" if self.reasons else "locked"
-
-    @property
-    def why(self) -> str:
-        if self.locked_until is not None:
-            return f"no rule wants it; it can go from {self.locked_until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC on"
-        return "; ".join(self.reasons) or "no rule wants it"
+class ClusterDecision(Decision[Backup]):
+    """It says of which cluster the backup is."""
 
     def document(self) -> dict[str, Any]:
-        found = self.backup.manifest
-        return {
-            "id": found.id,
-            "kind": found.kind,
-            "system_identifier": found.server.system_identifier,
-            "recovery_point": found.recovery_point.isoformat(),
-            "stored_bytes": self.bytes,
-            "decision": self.word,
-            "reasons": list(self.reasons),
-            "locked_until": self.locked_until.isoformat() if self.locked_until else None,
-        }
+        return super().document() | {"system_identifier": self.backup.manifest.server.system_identifier}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Decisions are oldest first. `problems` are lines for a person: what was left alone, for want of understanding."""
-
-    decisions: tuple[Decision, ...]
-    sweeps: tuple[Sweep, ...]
-    uploads: tuple[Unfinished, ...]
-    problems: tuple[str, ...]
-
-    @property
-    def doomed(self) -> list[Backup]:
-        return [decision.backup for decision in self.decisions if decision.goes]
-
-    def keys(self, survey: Survey) -> list[str]:
-        """Every object that goes."""
-        objects = [info for backup in self.doomed for info in survey.folders.get(backup.folder, ())]
-        return [info.key for info in objects + [info for sweep in self.sweeps for info in sweep.objects]]
-
-    @property
-    def freed_bytes(self) -> int:
-        backups = sum(decision.bytes for decision in self.decisions if decision.goes)
-        return backups + sum(sweep.bytes for sweep in self.sweeps)
-
-    def document(self) -> dict[str, Any]:
-        return {
-            "backups": [decision.document() for decision in self.decisions],
-            "swept": [
-                {
-                    "what": sweep.what,
-                    "where": sweep.where,
-                    "objects": len(sweep.objects),
-                    "bytes": sweep.bytes,
-                    "locked_objects": len(sweep.locked),
-                    "locked_until": sweep.locked_until.isoformat() if sweep.locked_until else None,
-                }
-                for sweep in self.sweeps
-            ],
-            "unfinished_uploads": [upload.key for upload in self.uploads],
-            "freed_bytes": self.freed_bytes,
-            "problems": list(self.problems),
-        }
-
-
-def make(survey: Survey, rules: Retention) -> Plan:
+def make(survey: Survey, rules: Retention) -> Plan[Backup]:
     """Decide on every backup, every segment of WAL and every orphan."""
     return _Planner(survey, rules).plan()
 
@@ -125,7 +46,7 @@ class _Planner:
         self._dumps = [backup for backup in complete if backup.manifest.kind == "dump"]
         self._window = self._windows()
 
-    def plan(self) -> Plan:
+    def plan(self) -> Plan[Backup]:
         reasons: dict[str, list[str]] = defaultdict(list)
         for backup, why in [*self._wanted(), *self._protected()]:
             reasons[backup.folder].append(why)
@@ -133,8 +54,11 @@ class _Planner:
         self._keep_chains(wanted, reasons)
         locks = self._locks(reasons)
         decisions = tuple(
-            Decision(
-                backup, self._survey.size(backup), tuple(reasons[backup.folder]), locked_until=locks.get(backup.folder)
+            ClusterDecision(
+                backup,
+                self._survey.size(backup.folder),
+                tuple(reasons[backup.folder]),
+                locked_until=locks.get(backup.folder),
             )
             for backup in self._survey.catalog.backups
         )
@@ -146,12 +70,8 @@ class _Planner:
     # What the configuration wants.
 
     @property
-    def _periodic(self) -> bool:
-        return any(getattr(self._rules, period) for period in _PERIODS)
-
-    @property
     def _physical_rules(self) -> bool:
-        return bool(self._rules.window is not None or self._rules.fulls or self._periodic)
+        return bool(self._rules.window is not None or self._rules.fulls or periodic(self._rules))
 
     def _wanted(self) -> Iterator[Want]:
         rules = self._rules
@@ -161,21 +81,14 @@ class _Planner:
             fulls = [backup for backup in self._physical if backup.manifest.kind == "full"]
             newest = {backup.folder for backup in fulls[-(rules.fulls or 0) :] if rules.fulls}
             yield from ((each, "fulls") for each in self._physical if self._base(each).folder in newest)
-            yield from self._newest_of_periods(self._physical)
+            yield from newest_of_periods(self._physical, rules)
         else:
             yield from ((backup, "no rule is set for base backups") for backup in self._physical)
-        if rules.dumps or self._periodic:
+        if rules.dumps or periodic(rules):
             yield from ((backup, "dumps") for backup in self._dumps[-(rules.dumps or 0) :] if rules.dumps)
-            yield from self._newest_of_periods(self._dumps)
+            yield from newest_of_periods(self._dumps, rules)
         else:
             yield from ((backup, "no rule is set for dumps") for backup in self._dumps)
-
-    def _newest_of_periods(self, backups: Sequence[Backup]) -> Iterator[Want]:
-        for period, of in _PERIODS.items():
-            # A later backup replaces an earlier one of the same period.
-            newest = {of(backup.manifest.recovery_point): backup for backup in backups}
-            count = getattr(self._rules, period)
-            yield from ((newest[key], period) for key in sorted(newest)[-count:] if count)
 
     def _windows(self) -> dict[str, list[Backup]]:
         """For each cluster that the window reaches: what the window begins with, and all later backups."""

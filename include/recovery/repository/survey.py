@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from recovery.repository import layout
 from recovery.repository.catalog import Backup, Catalog
 from recovery.repository.store import ObjectInfo, Unfinished
 
-_BACKUP_KEY = re.compile(r"([^/]+/[^/]+/([^/]+)/backups/([^/]+)/).+")
+_BACKUP_KEY = re.compile(r"(postgres/[^/]+/[^/]+/backups/[^/]+/|vault/[^/]+/snapshots/[^/]+/).+")
 _WAL_KEY = re.compile(r"[^/]+/[^/]+/([^/]+)/wal/([0-9A-F]{8})(?:\.history|/([0-9A-F]{24})(?:(\.zst\.age)|\.pieces/.+))")
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -36,10 +37,9 @@ class WalObject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
-    """`now` and every time of an object are the store's clock. A cluster is one PostgreSQL system identifier."""
+class Listing(ABC):
+    """What counts for a system of any kind. `now` and every time of an object are the store's clock."""
 
-    catalog: Catalog
     objects: tuple[ObjectInfo, ...]
     now: datetime
     holds: Mapping[str, str] = field(default_factory=dict)
@@ -49,19 +49,60 @@ class Survey:
     busy: frozenset[str] = frozenset()
     """The jobs whose lease is held: what they write is not committed yet."""
     unfinished: tuple[Unfinished, ...] = ()
-    histories: Mapping[str, Mapping[int, History]] = field(default_factory=dict)
-    """How each cluster's timelines grew, as far as it is stored and can be read."""
     locks: Mapping[str, datetime] = field(default_factory=dict)
     """Until when an object is locked, by its key, as far as it was asked."""
+
+    @property
+    @abstractmethod
+    def committed(self) -> frozenset[str]:
+        """The folders of the backups that the catalog knows."""
+
+    @abstractmethod
+    def at_work(self, folder: str) -> bool:
+        """Whether a backup is being made that may be this one, however long its last object takes."""
 
     @cached_property
     def folders(self) -> Mapping[str, list[ObjectInfo]]:
         """The objects of each backup's folder, committed or not."""
         found: dict[str, list[ObjectInfo]] = defaultdict(list)
         for info in self.objects:
-            if match := _BACKUP_KEY.fullmatch(info.key):
-                found[match[1]].append(info)
+            if folder := folder_of(info.key):
+                found[folder].append(info)
         return found
+
+    @cached_property
+    def unreadable(self) -> list[str]:
+        """The folders with a manifest that the catalog could not read."""
+        return [
+            folder
+            for folder, objects in self.folders.items()
+            if folder not in self.committed and any(info.key == folder + layout.MANIFEST for info in objects)
+        ]
+
+    def size(self, folder: str) -> int:
+        return sum(info.size for info in self.folders.get(folder, ()))
+
+    def locked_until(self, objects: Iterable[ObjectInfo]) -> datetime | None:
+        """When the last of these objects can go; None when all can now."""
+        until = max((self.locks.get(info.key, self.now) for info in objects), default=self.now)
+        return until if until > self.now else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey(Listing):
+    """Of a PostgreSQL system. A cluster is one PostgreSQL system identifier."""
+
+    catalog: Catalog
+    histories: Mapping[str, Mapping[int, History]] = field(default_factory=dict)
+    """How each cluster's timelines grew, as far as it is stored and can be read."""
+
+    @cached_property
+    def committed(self) -> frozenset[str]:
+        return frozenset(backup.folder for backup in self.catalog.backups)
+
+    def at_work(self, folder: str) -> bool:
+        kind = kind_of(folder)
+        return kind is not None and layout.job_of(kind) in self.busy
 
     @cached_property
     def wal(self) -> Mapping[str, list[WalObject]]:
@@ -76,24 +117,6 @@ class Survey:
     @cached_property
     def clusters(self) -> list[str]:
         return sorted({cluster_of(folder) for folder in self.folders} | set(self.wal))
-
-    @cached_property
-    def unreadable(self) -> list[str]:
-        """The folders with a manifest that the catalog could not read."""
-        known = {backup.folder for backup in self.catalog.backups}
-        return [
-            folder
-            for folder, objects in self.folders.items()
-            if folder not in known and any(info.key == folder + layout.MANIFEST for info in objects)
-        ]
-
-    def size(self, backup: Backup) -> int:
-        return sum(info.size for info in self.folders.get(backup.folder, ()))
-
-    def locked_until(self, objects: Iterable[ObjectInfo]) -> datetime | None:
-        """When the last of these objects can go; None when all can now."""
-        until = max((self.locks.get(info.key, self.now) for info in objects), default=self.now)
-        return until if until > self.now else None
 
     def superseded(self, cluster: str, *, at: datetime, end: datetime) -> bool:
         """Whether another cluster had a base backup by then that began after the `end` of this one."""
@@ -124,6 +147,12 @@ class Survey:
     def wal_end(self, cluster: str) -> datetime:
         """When the last WAL of a cluster was stored."""
         return max((item.info.modified for item in self.wal.get(cluster, ())), default=_NEVER)
+
+
+def folder_of(key: str) -> str:
+    """The folder of the backup that an object belongs to; empty where it belongs to none."""
+    match = _BACKUP_KEY.fullmatch(key)
+    return match[1] if match else ""
 
 
 def cluster_of(folder: str) -> str:

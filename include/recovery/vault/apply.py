@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from recovery.errors import RecoveryError, RestoreError, VaultError
+from recovery.errors import PreconditionError, RecoveryError, RestoreError, VaultError, VaultUnreachable
 from recovery.manifest import Seal
 from recovery.vault.session import errors_of
 
@@ -20,10 +20,15 @@ _APPLY_SECONDS = 300.0
 _ACTIVE_SECONDS = 120.0
 _UPLOAD_TIMEOUT_SECONDS = (10, 3600)
 _OTHER_KEYS = "different set of unseal keys"
+_TIMED_OUT = "i/o timeout"
 
 
 class SealMismatch(RestoreError):
     """The node's keys are not those that sealed the snapshot."""
+
+
+class NotServing(RestoreError):
+    """The node took the snapshot and does not come to serve it; its log says why."""
 
 
 def initialise(client: hvac.Client, seal: Seal) -> str:
@@ -52,9 +57,9 @@ def restore(client: hvac.Client, pieces: Iterable[bytes], *, force: bool) -> Non
 
     Raises RestoreError where the node refuses it, and whatever `pieces` raises: the node has then kept what it had.
     """
-    path = "/v1/sys/storage/raft/snapshot" + ("-force" if force else "")
     import hvac.adapters
 
+    path = "/v1/sys/storage/raft/snapshot" + ("-force" if force else "")
     raw = hvac.adapters.RawAdapter.from_adapter(client.adapter)
     source = _Pieces(pieces)
     try:
@@ -69,7 +74,11 @@ def restore(client: hvac.Client, pieces: Iterable[bytes], *, force: bool) -> Non
                 where=client.url,
                 remedy="the shares in escrow are of another time (a rekey?): find those of the snapshot's",
             ) from None
-        raise RestoreError(f"the node does not take the snapshot: {problem.what}", where=client.url) from None
+        # A listener gives up on a request that takes longer than its http_read_timeout, 30 s by default.
+        remedy = "raise http_read_timeout of its listener, and try again" if _TIMED_OUT in problem.what else ""
+        raise RestoreError(
+            f"the node does not take the snapshot: {problem.what}", where=client.url, remedy=remedy
+        ) from None
 
 
 class _Pieces:
@@ -88,26 +97,42 @@ class _Pieces:
 
 
 def wait_applied(client: hvac.Client) -> None:
-    """A forced restore returns before it is applied: the node seals itself when it is. Raises RestoreError."""
-    _wait(
-        client,
-        lambda status: bool(status["sealed"] and status["initialized"]),
-        seconds=_APPLY_SECONDS,
-        what="the node has not applied the snapshot",
-    )
+    """A forced restore returns before it is applied: wait for that. Raises NotServing.
+
+    The node then seals itself. One that a key service unseals opens itself again at once: what tells is that the token
+    of `client`, which is not in the snapshot, is refused.
+    """
+    deadline = time.monotonic() + _APPLY_SECONDS
+    while time.monotonic() < deadline:
+        # Meanwhile it answers late or not at all, for it stops its services.
+        with contextlib.suppress(VaultError):
+            try:
+                with errors_of(client.url):
+                    status = client.seal_status
+                    if status["sealed"] and status["initialized"]:
+                        return
+                    if status["type"] != "shamir":
+                        client.auth.token.lookup_self()
+            except PreconditionError:
+                return
+        time.sleep(_POLL_SECONDS)
+    raise NotServing(f"the node has not applied the snapshot in {_APPLY_SECONDS:.0f} s", where=client.url)
 
 
 def unseal(client: hvac.Client, shares: Sequence[str]) -> None:
     """Submit the original shares until the node is open; raises RestoreError, which quotes none of them."""
     with errors_of(client.url):
-        client.sys.submit_unseal_key(reset=True)
         status = client.seal_status
+        if status["sealed"]:
+            status = client.sys.submit_unseal_key(reset=True)
     for share in dict.fromkeys(shares):
         if not status["sealed"]:
             return
         try:
             with errors_of(client.url):
                 status = client.sys.submit_unseal_key(share)
+        except VaultUnreachable:
+            raise
         except RecoveryError:
             raise RestoreError(
                 "the shares given do not open this snapshot",
@@ -136,7 +161,7 @@ def wait_active(client: hvac.Client) -> None:
         except VaultError as problem:
             last = problem.what
         time.sleep(_POLL_SECONDS)
-    raise RestoreError("the restored node does not become active", where=client.url, remedy="see its log")
+    raise NotServing("the restored node does not become active", where=client.url, remedy="see its log")
 
 
 def generate_root(client: hvac.Client, shares: Sequence[str]) -> str:
@@ -166,16 +191,3 @@ def _cancel_root(client: hvac.Client) -> None:
 def _decoded(encoded: str, otp: str) -> str:
     token = base64.b64decode(encoded + "=" * (-len(encoded) % 4))
     return bytes(left ^ right for left, right in zip(token, otp.encode(), strict=True)).decode()
-
-
-def _wait(client: hvac.Client, ready: Callable[[dict[str, Any]], bool], *, seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            with errors_of(client.url):
-                if ready(client.seal_status):
-                    return
-        except VaultError:
-            pass  # It restarts its services meanwhile.
-        time.sleep(_POLL_SECONDS)
-    raise RestoreError(f"{what} in {seconds:.0f} s", where=client.url, remedy="see its log")

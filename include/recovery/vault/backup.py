@@ -155,6 +155,7 @@ class _Work:
                 verifier.write(piece)
                 writer.write(piece)
                 done += len(piece)
+                session.check()
                 self._check_lease()
                 self._progress("snapshot", done, None)
             facts = verifier.finish()

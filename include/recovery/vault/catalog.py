@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from recovery import manifest
-from recovery.errors import ConfigurationError, RecoveryError
+from recovery.errors import ConfigurationError, FormatError, RecoveryError
 from recovery.manifest import Role, StoredObject, VaultManifest
 from recovery.repository import layout
 from recovery.repository.catalog import read_manifests
+from recovery.repository.layout import ID_PATTERN
 from recovery.repository.sealing import Sealed
 from recovery.repository.store import ObjectStore, put_final
 
@@ -69,13 +70,14 @@ class VaultCatalog:
         return [backup for backup in self.backups if backup.manifest.snapshot is not None]
 
     def newest_export(self) -> Snapshot:
-        """The newest export of policies; raises ConfigurationError where there is none."""
-        for backup in reversed(self.backups):
-            if backup.manifest.kind != "snapshot":
-                return backup
-        raise ConfigurationError(
-            "there is no export of this Vault yet", remedy="take one: recovery backup vault NAME --type policies"
-        )
+        """The newest export of policies; raises ConfigurationError where there is none, as choose() does."""
+        exports = [backup for backup in self.backups if backup.manifest.kind != "snapshot"]
+        self._require_read(exports, "snapshot")
+        if not exports:
+            raise ConfigurationError(
+                "there is no export of this Vault yet", remedy="take one: recovery backup vault NAME --type policies"
+            )
+        return exports[-1]
 
     def find(self, identifier: str) -> Snapshot:
         """The backup with this id; raises ConfigurationError that names the nearest thing to do."""
@@ -93,16 +95,28 @@ class VaultCatalog:
         )
 
     def choose(self, identifier: str | None) -> Snapshot:
-        """The backup with this id, or the newest snapshot; raises ConfigurationError."""
+        """The backup with this id, or the newest snapshot; raises ConfigurationError, and FormatError where a newer one
+        cannot be read.
+        """
         if identifier not in (None, "latest"):
             return self.find(str(identifier))
-        if self.problems and not self.snapshots:
-            raise self.problems[0]
+        self._require_read(self.snapshots, "policies")
         if not self.snapshots:
             raise ConfigurationError(
                 "there is no snapshot of this Vault yet", remedy="take one: recovery backup vault NAME"
             )
         return self.snapshots[-1]
+
+    def _require_read(self, found: list[Snapshot], other: str) -> None:
+        """A damaged manifest that is newer than all of these: to take an older one silently would lose what it holds.
+
+        One of the kind `other` does not matter.
+        """
+        for problem in self.problems:
+            match = ID_PATTERN.search(problem.where)
+            if match and match.group(2) != other and (not found or match.group() > found[-1].id):
+                remedy = f"mend it, or name the newest good one: {found[-1].id}" if found else problem.remedy
+                raise FormatError(problem.what, where=problem.where, remedy=remedy)
 
 
 def read(store: ObjectStore, name: str) -> VaultCatalog:

@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any
 from recovery.errors import VaultError
 from recovery.manifest import Mount, Seal, TransitKey, VaultServer
 from recovery.vault import export
+from recovery.vault.ask import ask
 from recovery.vault.session import errors_of
 
 if TYPE_CHECKING:
     import hvac
+
+_HINT = "give its role the policy include/config/vault/backup.hcl"
 
 
 def describe(client: hvac.Client) -> VaultServer:
     """The server behind a logged-in client; raises PreconditionError naming the right that is missing."""
     with errors_of(client.url):
         status = client.seal_status
-        mounts = client.sys.list_mounted_secrets_engines()["data"]
-        methods = client.sys.list_auth_methods()["data"]
-        policies = client.sys.list_acl_policies()["data"]["keys"]
+    mounts, methods = _ask(client, "get", "sys/mounts"), _ask(client, "get", "sys/auth")
+    policies = _ask(client, "list", "sys/policies/acl")["keys"]
     return VaultServer(
         version=str(status["version"]),
         cluster_id=str(status.get("cluster_id", "")),
@@ -61,6 +63,13 @@ def merged(before: Mapping[str, TransitKey], after: Mapping[str, TransitKey]) ->
         for name, key in before.items()
         if name in after
     }
+
+
+def _ask(client: hvac.Client, method: str, path: str) -> dict[str, Any]:
+    found = ask(client, method, path, needs=("read" if method == "get" else method,), hint=_HINT)
+    if found is None:
+        raise VaultError(f"{path} is not there", where=client.url, remedy="see what answers at this address")
+    return found
 
 
 def _mounts(prefix: str, found: Mapping[str, Any]) -> list[Mount]:

@@ -1,8 +1,10 @@
-"""A program, not a module: bring loopback up in a new network namespace, then become another program.
+"""A program, not a module: shut this process into a directory, then become another program.
 
-    python -I -S isolate.py PROGRAM [ARGUMENT...]
+    python -I -S isolate.py ROOT PROGRAM [ARGUMENT...]
 
-A new namespace has loopback, switched off. Switching it on needs no tool this way (iproute2 is not everywhere).
+It is run in a network namespace of its own, where loopback is switched off: it switches it on (iproute2, which could,
+is not everywhere). ROOT becomes the root directory, so that whatever path PROGRAM is told to write to lies below it; as
+/ it changes nothing. PROGRAM is opened before: within ROOT there is neither it nor a library, so it must be static.
 """
 
 from __future__ import annotations
@@ -24,6 +26,20 @@ def loopback_up() -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, _IFREQ.pack(name, flags | _IFF_UP))
 
 
+def become(root: str, *command: str) -> None:
+    """Does not return; raises OSError."""
+    program = os.open(command[0], os.O_RDONLY | os.O_CLOEXEC)
+    if root != "/":
+        os.chroot(root)
+        os.chdir("/")
+    os.execve(program, command, dict(os.environ))
+
+
 if __name__ == "__main__":
     loopback_up()
-    os.execv(sys.argv[1], sys.argv[1:])
+    try:
+        become(*sys.argv[1:])
+    except FileNotFoundError:
+        sys.exit(f"Error: {sys.argv[2]} is a script or needs libraries: name the program itself as vault.NAME.binary")
+    except OSError as problem:
+        sys.exit(f"Error: {sys.argv[2]} cannot be run: {problem.strerror}")

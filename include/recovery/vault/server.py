@@ -2,7 +2,9 @@
 
 A restored node begins at once to revoke leases that have expired: it would log in to live databases and drop roles.
 So it runs in a network namespace of its own, with loopback alone, and listens on a Unix socket in a private directory.
-It ends with the process that started it, also when that is killed.
+That directory is its root directory too: unsealing opens the snapshot's audit devices, which would write to files of
+this machine, or fail to, and an audit device that cannot be opened keeps a node from serving. It ends with the process
+that started it, also when that is killed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
 
 Product = Literal["vault", "openbao"]
 _PROGRAMS = {"vault": "vault", "openbao": "bao"}
+_SOCKET = "api"
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 10
+# A request fails that no audit device takes, and the snapshot's own may be a socket that nobody here listens on.
+_AUDIT = [{"file": {"sandbox": {"description": "keeps nothing", "options": {"file_path": "discard"}}}}]
 # Free for sure in a namespace of its own.
 _PORTS = (8200, 8201)
 
@@ -45,7 +49,7 @@ def find_binary(product: Product, configured: Path | None) -> Path:
             f"the program `{_PROGRAMS[product]}` is not on PATH",
             remedy="install it where drills run, or name it as vault.NAME.binary",
         )
-    if not os.access(found, os.X_OK):
+    if not Path(found).is_file() or not os.access(found, os.X_OK):
         raise PreconditionError(
             "there is no program that can be run", where=str(found), remedy="correct vault.NAME.binary"
         )
@@ -67,18 +71,19 @@ class SandboxVault:
     ) -> None:
         """Everything lies in `folder`, which is made; whoever made its parent removes it.
 
-        `seal_config` is one more configuration file: the seal stanza where a key service unseals.
+        `seal_config` is one more configuration file: the seal stanza where a key service unseals. What it names must be
+        in reach, so such a node keeps this machine's root directory, and so does one that is not isolated.
         """
         self._folder, self._product, self._binary = folder, product, binary
         self._isolated, self._seal_config, self._start_seconds = isolated, seal_config, start_seconds
+        self._root = folder if isolated and seal_config is None else Path("/")
         self._process: subprocess.Popen[bytes] | None = None
-        self._socket_folder = Path()
 
     def __enter__(self) -> SandboxVault:
-        # Socket paths are limited to about 100 characters: a short directory of its own.
-        self._socket_folder = Path(tempfile.mkdtemp(prefix="recovery-", dir="/tmp"))
+        self._folder.mkdir(mode=0o700, parents=True)
+        for name in ("raft", "tmp"):
+            (self._folder / name).mkdir()
         try:
-            (self._folder / "raft").mkdir(mode=0o700, parents=True)
             self._start()
             self._wait()
         except BaseException:
@@ -90,15 +95,13 @@ class SandboxVault:
         self, kind: type[BaseException] | None, problem: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
-
-    @property
-    def socket_folder(self) -> Path:
-        return self._socket_folder
+        if isinstance(problem, apply.NotServing):
+            raise apply.NotServing(f"{problem.what}: {self._last_words()}", where=problem.where) from None
 
     def client(self, token: str = "") -> hvac.Client:
         from recovery.vault import unix
 
-        return unix.client(self._socket_folder / "api", token)
+        return unix.client(self._folder / _SOCKET, token)
 
     def initialise(self, seal: Seal) -> hvac.Client:
         """Give it throwaway keys, as many as `seal` has, unseal it with them, and log in as root."""
@@ -112,24 +115,23 @@ class SandboxVault:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        shutil.rmtree(self._socket_folder, ignore_errors=True)
 
     def _configuration(self) -> dict[str, object]:
-        unix_listener: dict[str, object] = {"address": str(self._socket_folder / "api"), "socket_mode": "600"}
+        # An upload that takes longer than http_read_timeout (30 s unless told) is cut off.
+        unix_listener: dict[str, object] = {"address": _SOCKET, "socket_mode": "600", "http_read_timeout": "24h"}
         if self._product == "openbao":
             # A root token is made from the shares, as after a disaster; OpenBao must be told to allow it.
             unix_listener["disable_unauthed_generate_root_endpoints"] = False
         api, cluster = _PORTS if self._isolated else _free_ports()
         # Raft wants an address for its peers, of which there are none.
         tcp = {"address": f"127.0.0.1:{api}", "cluster_address": f"127.0.0.1:{cluster}", "tls_disable": True}
+        # Paths are relative to the working directory: the folder, whatever the root directory.
         return {
-            "storage": {
-                "raft": {"path": str(self._folder / "raft"), "node_id": "sandbox", "performance_multiplier": "1"}
-            },
+            "storage": {"raft": {"path": "raft", "node_id": "sandbox", "performance_multiplier": "1"}},
             "listener": [{"unix": unix_listener}, {"tcp": tcp}],
             "api_addr": f"http://127.0.0.1:{api}",
             "cluster_addr": f"http://127.0.0.1:{cluster}",
-            **({"disable_mlock": True} if self._product == "vault" else {}),
+            **({"disable_mlock": True} if self._product == "vault" else {"audit": _AUDIT}),
             "ui": False,
             "log_level": "warn",
             # A drill reads lease entries; nobody else reaches this node.
@@ -137,21 +139,27 @@ class SandboxVault:
         }
 
     def _start(self) -> None:
-        config = self._folder / "config.json"
-        config.write_text(json.dumps(self._configuration()))
-        command = [str(self._binary), "server", f"-config={config}"]
+        (self._folder / "config.json").write_text(json.dumps(self._configuration()))
+        command = [str(self._binary.absolute()), "server", "-config=config.json"]
         if self._seal_config is not None:
-            command.append(f"-config={self._seal_config}")
+            command.append(f"-config={self._seal_config.absolute()}")
+        home = Path("/") if self._root == self._folder else self._folder
         # setpriv (util-linux) ends the node when this process dies, kill -9 included.
         death = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*self._namespace(), *death, *self._loopback(), *command],
+                [*self._namespace(), *death, *self._shut_in(), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd="/",
-                env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8", "HOME": str(self._folder)},
+                cwd=self._folder,
+                env={
+                    "PATH": os.environ.get("PATH", ""),
+                    "LC_ALL": "C.UTF-8",
+                    "HOME": str(home),
+                    # It stages snapshots there.
+                    "TMPDIR": str(home / "tmp"),
+                },
                 start_new_session=True,
             )
 
@@ -170,8 +178,8 @@ class SandboxVault:
             )
         return command
 
-    def _loopback(self) -> list[str]:
-        return [sys.executable, "-I", "-S", str(isolate.__file__)] if self._isolated else []
+    def _shut_in(self) -> list[str]:
+        return [sys.executable, "-I", "-S", isolate.__file__, str(self._root)] if self._isolated else []
 
     def _wait(self) -> None:
         """Until its API answers."""

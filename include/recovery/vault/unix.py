@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,13 @@ class _Connection(urllib3.connection.HTTPConnection):
     def _new_conn(self) -> socket.socket:
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connected.settimeout(self.timeout)
-            connected.connect(str(self._path))
+            folder = os.open(self._path.parent, os.O_PATH | os.O_CLOEXEC)
+            try:
+                connected.settimeout(self.timeout)
+                # An address holds 107 bytes, and the path may be longer.
+                connected.connect(f"/proc/self/fd/{folder}/{self._path.name}")
+            finally:
+                os.close(folder)
         except OSError as problem:
             connected.close()
             raise urllib3.exceptions.NewConnectionError(self, problem.strerror or str(problem)) from problem
