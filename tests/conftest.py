@@ -162,6 +162,8 @@ def site(folder: Path, server: PostgresServer) -> Site:
 def s3_site(folder: Path, server: PostgresServer, objects: SeaweedFS) -> Site:
     """An installation that keeps its backups in S3, under Object Lock."""
     made = make_site(folder, server, repository=s3_repository())
+    # What is locked for a day is needed for less.
+    made.system["incremental"] = {"max_chain": 4}
     made.add(s3_connection(objects))
     return made
 

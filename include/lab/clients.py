@@ -69,6 +69,8 @@ def configuration(lab: Lab) -> dict[str, object]:
                 "connection": "app038_postgres",
                 "repository": "primary",
                 "tools": {lab.app038.major: str(lab.app038.bindir)},
+                # The lab's objects are locked for a day: no chain may be longer.
+                "incremental": {"max_chain": 4},
                 "wal": {},
                 "objectives": {"rto": "15m"},
                 **({"keys": _KEYS} if lab.vault else {}),

@@ -175,6 +175,7 @@ def test_config_check_reaches_everything(
     server: PostgresServer, objects: SeaweedFS, folder: Path, staging: PostgresServer
 ) -> None:
     site = make_site(folder, server, repository=s3_repository())
+    site.system["incremental"] = {"max_chain": 4}
     site.document["repositories"]["copy"] = directory_repository(folder)
     site.add(s3_connection(objects))
     document = site.json("config", "check")
@@ -183,6 +184,7 @@ def test_config_check_reaches_everything(
         "repository main": "ok",
         "repository copy": "ok",
         "postgres app038": "ok",
+        "lock app038": "ok",
         "identity": "ok",
     }
     assert f"{folder}/recovery.yaml: valid" in site.run("config", "check").stdout

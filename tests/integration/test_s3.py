@@ -20,7 +20,7 @@ from recovery.repository.s3 import MIB, S3Store, make_client, part_size
 from recovery.repository.sealing import SealingWriter, check_stored, unseal_bytes
 from tests.conftest import s3_repository
 from tests.proxy import Proxy
-from tests.support import s3_connection
+from tests.support import Site, s3_connection
 
 IDENTITY = pyrage.x25519.Identity.generate()
 
@@ -301,3 +301,19 @@ def test_parts_grow_with_the_object_and_an_impossible_object_is_refused() -> Non
 def test_a_lock_is_left_out_where_none_is_configured(client: Any) -> None:
     assert S3Store(client, settings(bucket="plain"))._lock() == {}
     assert ObjectLock(mode="GOVERNANCE", days=3).days == 3
+
+
+def test_config_check_names_a_lock_that_ends_before_the_chain_that_needs_it(s3_site: Site) -> None:
+    def lock(expect: int) -> dict[str, str]:
+        found = s3_site.json("config", "check", expect=expect)["systems"]
+        return {each["what"]: f"{each['state']}: {each['detail']}" for each in found}
+
+    del s3_site.system["incremental"]
+    assert lock(1)["lock app038"] == (
+        "failed: Object Lock ends after 1 day, and a full is needed longer: 12 incrementals every six hours, and the "
+        "window after them -> set object_lock.days to 4 or more, or incremental.max_chain to 4 or less"
+    )
+    s3_site.system["incremental"] = {"max_chain": 4}
+    assert lock(0)["lock app038"].startswith("ok: 1 day,")
+    s3_site.document["repositories"]["main"]["s3"].pop("object_lock")
+    assert "lock app038" not in lock(0)

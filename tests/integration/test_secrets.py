@@ -52,6 +52,7 @@ def marked(folder: Path, server: PostgresServer, objects: SeaweedFS) -> Iterator
     genuine = server.passwords["backup"]
     server.passwords["backup"] = PASSWORD
     site = make_site(folder, server, repository=s3_repository())
+    site.system["incremental"] = {"max_chain": 4}
     site.add(s3_connection(objects))
     try:
         yield site

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from enum import StrEnum
 
 import typer
@@ -11,13 +12,18 @@ from rich.console import Console
 
 from recovery import config
 from recovery.cli._run import ConfigFile, Identity, Json, Verbose, failed, run, table
+from recovery.config import Configuration
 from recovery.errors import ConfigurationError, RecoveryError
 from recovery.installation import Installation
 from recovery.manifest import Server
 from recovery.postgres import inspect
+from recovery.repository.deletion import counted
 from recovery.vault.inspect import check_storage, describe
 from recovery.vault.session import log_in
 from recovery.vault.shares import of_connection
+
+# As the DAG postgres_incremental_backup runs.
+_BETWEEN_INCREMENTALS = timedelta(hours=6)
 
 
 class State(StrEnum):
@@ -67,6 +73,8 @@ def _reach_all(installation: Installation) -> Iterator[Reached]:
         yield _reach(f"postgres {name}", lambda name=name: _postgres(installation, name))  # type: ignore[misc]
         if configuration.postgres[name].base.connection is not None:
             yield _reach(f"base {name}", lambda name=name: _base(installation, name))  # type: ignore[misc]
+        if (lock := _lock(configuration, name)) is not None:
+            yield lock
         if configuration.postgres[name].wal is not None:
             yield _reach(f"wal {name}", lambda name=name: _wal(installation, name))  # type: ignore[misc]
     for name in configuration.vault:
@@ -81,6 +89,32 @@ def _reach(what: str, probe: Callable[[], str]) -> Reached:
         return Reached(what, State.OK, probe())
     except RecoveryError as problem:
         return Reached(what, State.FAILED, str(problem))
+
+
+def _lock(configuration: Configuration, name: str) -> Reached | None:
+    """A full must stay locked for as long as incrementals that stand on it, and moments of the window, need it."""
+    system = configuration.postgres[name]
+    repository = configuration.repositories[system.repository]
+    lock = repository.s3.object_lock if repository.s3 else None
+    if lock is None:
+        return None
+    chain = system.incremental.max_chain * _BETWEEN_INCREMENTALS
+    needed = chain + (system.retention.window or timedelta())
+    most = int((timedelta(days=lock.days) - (system.retention.window or timedelta())) / _BETWEEN_INCREMENTALS)
+    if needed <= timedelta(days=lock.days):
+        return Reached(
+            f"lock {name}",
+            State.OK,
+            f"{counted(lock.days, 'day')}, and a full is needed for less than {counted(needed.days + 1, 'day')}",
+        )
+    remedy = f"set object_lock.days to {needed.days + 1} or more"
+    remedy += f", or incremental.max_chain to {most} or less" if most > 0 else ""
+    return Reached(
+        f"lock {name}",
+        State.FAILED,
+        f"Object Lock ends after {counted(lock.days, 'day')}, and a full is needed longer: "
+        f"{system.incremental.max_chain} incrementals every six hours, and the window after them -> {remedy}",
+    )
 
 
 def _repository(installation: Installation, name: str) -> str:
