@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lab.bao_cluster import OpenBaoCluster
 from lab.objectstore import SeaweedFS
 from lab.postgres import PostgresServer
 from tests.support import Site, make_site, new_folder, s3_connection
+from tests.wal import Stored, new_server, new_site, stored_wal
 
 # A job of a shell's background ignores SIGINT, and so would every command that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -182,3 +184,57 @@ def s3_repository(*, bucket: str = "locked", locked: bool = True) -> dict[str, A
     """A repository below a prefix that no other test uses."""
     lock = {"object_lock": {"mode": "COMPLIANCE", "days": 1}} if locked else {}
     return {"s3": {"connection": "recovery_s3", "bucket": bucket, "prefix": f"test/{next(_numbers)}"} | lock}
+
+
+# Streaming WAL.
+
+
+@pytest.fixture(scope="module")
+def wal_server() -> Iterator[PostgresServer]:
+    with new_folder() as folder, new_server(folder, "primary") as server:
+        yield server
+
+
+@pytest.fixture
+def primary(wal_server: PostgresServer) -> Iterator[PostgresServer]:
+    """A small server that is here to have its WAL streamed; no slot is left."""
+    yield wal_server
+    wal_server.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active")
+
+
+@pytest.fixture
+def wal_site(folder: Path, primary: PostgresServer) -> Site:
+    """An installation that streams the WAL of `primary` into a directory."""
+    return new_site(folder, primary, repository=directory_repository(folder))
+
+
+@pytest.fixture
+def bystander(wal_site: Site, primary: PostgresServer) -> Iterator[Site]:
+    """The system's connection is a role that may read what there is to read, and may not start replication."""
+    primary.execute("CREATE ROLE bystander LOGIN PASSWORD 'x'")
+    wal_site.add(replace(wal_site.connections["app038_backup"], login="bystander", password="x"))
+    yield wal_site
+    primary.execute("DROP ROLE bystander")
+
+
+@pytest.fixture(scope="session")
+def made_wal(objects: SeaweedFS) -> Iterator[Stored]:
+    with stored_wal(objects, s3_repository(bucket="plain", locked=False)) as made:
+        yield made
+
+
+@pytest.fixture
+def stored(made_wal: Stored) -> Iterator[Stored]:
+    """Stored WAL and a restored data directory to fetch it into; left as it was, its connections too."""
+    connections = dict(made_wal.site.connections)
+    yield made_wal
+    made_wal.site.connections = connections
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """The command takes the process's signals for itself, as it is alone in it; here it is not."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

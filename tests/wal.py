@@ -7,15 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.objectstore import SeaweedFS
 from lab.postgres import SUPERUSER, PostgresServer
 from lab.users import make_directory
 from recovery.postgres.wal import stream as streams
 from recovery.postgres.wal.archive import Archive
 from recovery.postgres.wal.positions import parse_lsn
-from tests.support import OWNER, Site, make_site
+from tests.support import OWNER, Site, make_site, new_folder, s3_connection
 
 SETTINGS = {"max_wal_size": "512MB", "checkpoint_timeout": "1h", "wal_keep_size": "0", "max_slot_wal_keep_size": "-1"}
 
@@ -137,3 +139,70 @@ def standby_of(primary: PostgresServer, folder: Path, name: str) -> PostgresServ
         **({"user": OWNER.uid, "group": OWNER.gid, "extra_groups": []} if OWNER else {}),
     )
     return standby
+
+
+@contextmanager
+def all_slots_in_use(server: PostgresServer) -> Iterator[None]:
+    """The slots go with the fixture `primary`."""
+    for number in range(10):
+        server.execute("SELECT pg_create_physical_replication_slot(%s)", (f"other{number}",))
+    yield
+
+
+@dataclass
+class Stored:
+    """A cluster in a plain bucket: a full backup, whole segments, an open one; and the full restored in `pgdata`."""
+
+    site: Site
+    server: PostgresServer
+    pgdata: Path
+    rows: int
+    segment: str
+    open_segment: str
+    open_bytes: int
+
+    def fetch(self, file: str, *options: object, expect: int = 0) -> bytes | None:
+        """As PostgreSQL runs it: in the data directory, with a path below it."""
+        path = self.pgdata / "pg_wal" / "RECOVERYXLOG"
+        path.unlink(missing_ok=True)
+        before = set(path.parent.iterdir())
+        done = self.site.run(
+            *("wal", "fetch", "app038", file, "pg_wal/RECOVERYXLOG", "--spool", self.site.folder, *options),
+            expect=expect,
+            directory=self.pgdata,
+        )
+        assert done.stdout == "" and (done.stderr == "" or expect == 126)
+        assert set(path.parent.iterdir()) - before == ({path} if expect == 0 else set())
+        return path.read_bytes() if expect == 0 else None
+
+    def refused(self) -> str:
+        """Why a stored segment is not given; recovery stops over it."""
+        path = self.pgdata / "pg_wal" / "RECOVERYXLOG"
+        path.unlink(missing_ok=True)
+        arguments = ("wal", "fetch", "app038", self.segment, "pg_wal/RECOVERYXLOG", "--spool", self.site.folder)
+        message = self.site.error(*arguments, expect=126, directory=self.pgdata)
+        assert not path.exists()
+        return message
+
+
+@contextmanager
+def stored_wal(objects: SeaweedFS, repository: dict[str, Any]) -> Iterator[Stored]:
+    with new_folder() as folder, new_server(folder, "stored", wal_keep_size="1GB") as server:
+        site = new_site(folder, server, repository=repository)
+        site.add(s3_connection(objects))
+        with streaming(site):
+            until(lambda: slot_lsn(server))
+            identifier = site.json("backup", "postgres", "app038", "--type", "full")["id"]
+            for _ in range(16):
+                write(server)
+            wait_stored(server)
+        rows = server.execute("SELECT count(*) FROM load")[0][0]
+        site.run("restore", "postgres", "app038", "--to", identifier, "--pgdata", folder / "pgdata")
+        archive = archive_of(site, server)
+        index = archive.index()
+        whole, current = max(index.segments), max(index.pieces)
+        assert whole.next() == current
+        size = archive.segment_bytes
+        yield Stored(
+            site, server, folder / "pgdata", rows, whole.name(size), current.name(size), index.open_bytes(current)
+        )

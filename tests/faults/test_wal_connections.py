@@ -22,31 +22,14 @@ from recovery.postgres.wal import slot as slots
 from recovery.postgres.wal import stream as streams
 from recovery.postgres.wal.positions import Segment
 from recovery.repository import layout
-from tests.conftest import directory_repository, s3_repository
+from tests.conftest import s3_repository
 from tests.proxy import Proxy
-from tests.support import REPOSITORY, Site, new_folder, s3_connection
-from tests.wal import compare, current_lsn, new_server, new_site, slot_lsn, streaming, until, wait_stored, write
+from tests.support import REPOSITORY, Site, s3_connection
+from tests.wal import compare, current_lsn, new_site, slot_lsn, streaming, until, wait_stored, write
 
 pytestmark = pytest.mark.faults
 
 INCREMENTAL = ("backup", "postgres", "app038", "--type", "incremental")
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[PostgresServer]:
-    with new_folder() as folder, new_server(folder, "primary") as server:
-        yield server
-
-
-@pytest.fixture
-def primary(shared: PostgresServer) -> Iterator[PostgresServer]:
-    yield shared
-    shared.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active")
-
-
-@pytest.fixture
-def site(folder: Path, primary: PostgresServer) -> Site:
-    return new_site(folder, primary, repository=directory_repository(folder))
 
 
 @pytest.fixture
@@ -125,34 +108,34 @@ def far_away(server: PostgresServer) -> Iterator[tuple[int, subprocess.Popen[str
 
 
 def test_a_password_that_is_changed_is_read_again_for_the_next_connection(
-    site: Site, primary: PostgresServer, caplog: pytest.LogCaptureFixture
+    wal_site: Site, primary: PostgresServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     primary.execute("CREATE ROLE wal LOGIN REPLICATION PASSWORD 'old'")
-    old = replace(site.connections["app038_backup"], login="wal", password="old")
-    site.add(old)
+    old = replace(wal_site.connections["app038_backup"], login="wal", password="old")
+    wal_site.add(old)
     try:
-        with streaming(site) as outcome:
+        with streaming(wal_site) as outcome:
             wait_stored(primary)
             primary.execute("ALTER ROLE wal PASSWORD 'new'")
             first = sender(primary)
             primary.execute("SELECT pg_terminate_backend(%s)", (first,))
             until(lambda: "correct the password of connection app038_backup; it goes on" in caplog.text)
             write(primary)
-            site.add(replace(old, password="new"))
+            wal_site.add(replace(old, password="new"))
             until(lambda: sender(primary) not in (0, first))
             written = wait_stored(primary)
         assert outcome[0].reconnects >= 2 and outcome[0].gaps == []
-        assert compare(site, primary) >= written
+        assert compare(wal_site, primary) >= written
     finally:
         until(lambda: not sender(primary))
         primary.execute("DROP ROLE wal")
 
 
 def test_an_idle_server_is_not_taken_for_a_dead_one(
-    site: Site, primary: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    wal_site: Site, primary: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick_to_notice(monkeypatch)
-    with streaming(site) as outcome:
+    with streaming(wal_site) as outcome:
         wait_stored(primary)
         first = sender(primary)
         time.sleep(5)
@@ -162,12 +145,12 @@ def test_an_idle_server_is_not_taken_for_a_dead_one(
 
 
 def test_a_network_that_falls_silent_is_given_up_and_streaming_goes_on_when_it_is_back(
-    site: Site, primary: PostgresServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    wal_site: Site, primary: PostgresServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     quick_to_notice(monkeypatch)
     with far_away(primary) as (port, network):
-        site.add(replace(site.connections["app038_backup"], port=port))
-        with streaming(site) as outcome:
+        wal_site.add(replace(wal_site.connections["app038_backup"], port=port))
+        with streaming(wal_site) as outcome:
             wait_stored(primary)
             network.send_signal(signal.SIGSTOP)
             began = time.monotonic()
@@ -177,7 +160,7 @@ def test_a_network_that_falls_silent_is_given_up_and_streaming_goes_on_when_it_i
             network.send_signal(signal.SIGCONT)
             written = wait_stored(primary)
         assert outcome[0].reconnects >= 1 and outcome[0].gaps == []
-        assert compare(site, primary) >= written
+        assert compare(wal_site, primary) >= written
 
 
 # The store.

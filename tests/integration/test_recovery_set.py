@@ -101,10 +101,24 @@ def make_pair(folder: Path, server: PostgresServer, vault: OpenBao) -> Pair:
 
 def test_both_halves_are_restored_and_rows_open_across_them(pair: Pair) -> None:
     assert pair.canary()["due"] == "there is none yet"
-    pair.site.backup()
+    # The application's own ciphertext, under two versions of its key.
+    pair.site.system["keys"]["columns"] = [
+        {"key": "transit/app038", "database": DATABASE, "column": "public.sealed.phone"}
+    ]
+    pair.server.execute("CREATE TABLE sealed (phone text)", dbname=DATABASE)
+    for _ in range(2):
+        answer = pair.vault.request("POST", "transit/encrypt/app038", body={"plaintext": "MDEyMw=="})
+        pair.server.execute("INSERT INTO sealed VALUES (%s)", (answer["data"]["ciphertext"],), dbname=DATABASE)
+        pair.vault.request("POST", "transit/keys/app038/rotate")
+    try:
+        made = pair.site.backup()
+    finally:
+        pair.server.execute("DROP TABLE sealed", dbname=DATABASE)
+    assert made.manifest.key_versions["transit/app038"].model_dump() == {"oldest": 1, "newest": 2}
     snapshot = pair.snapshot()
     found = pair.drill()
     assert found["verdict"] == "ok", found["checks"]
+    assert check_of(found, "column app038: public.sealed.phone")["detail"] == "opened: v1, v2"
     assert found["kind"] == "set" and found["snapshot"] == snapshot
     assert "opened: transit/recovery-canary v1" in check_of(found, "canaries")["detail"]
     assert check_of(found, "vault seal")["verdict"] == "ok"
@@ -225,3 +239,7 @@ def test_without_a_canary_a_set_is_not_known_to_belong_together(pair: Pair) -> N
     found = pair.drill(expect=1)
     assert found["verdict"] == "unknown"
     assert "the restored database holds no canary" in check_of(found, "canaries")["detail"]
+    del pair.site.system["keys"]["canary"]
+    found = pair.drill(expect=1)
+    assert found["verdict"] == "unknown"
+    assert "neither a canary nor a column is configured" in check_of(found, "canaries")["detail"]

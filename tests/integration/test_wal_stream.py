@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -15,7 +14,7 @@ from recovery.postgres.wal import stream as streams
 from recovery.postgres.wal.positions import Segment, parse_lsn
 from recovery.postgres.wal.receiver import Progress
 from tests.conftest import directory_repository, s3_repository
-from tests.support import Site, new_folder, s3_connection
+from tests.support import Site, s3_connection
 from tests.wal import (
     archive_of,
     compare,
@@ -34,32 +33,15 @@ from tests.wal import (
 SIZE = 16 << 20
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[PostgresServer]:
-    with new_folder() as folder, new_server(folder, "primary") as server:
-        yield server
-
-
-@pytest.fixture
-def primary(shared: PostgresServer) -> Iterator[PostgresServer]:
-    yield shared
-    shared.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active")
-
-
-@pytest.fixture
-def site(folder: Path, primary: PostgresServer) -> Site:
-    return new_site(folder, primary, repository=directory_repository(folder))
-
-
-def test_what_the_server_wrote_is_stored_as_it_wrote_it(site: Site, primary: PostgresServer) -> None:
-    with streaming(site) as outcome:
+def test_what_the_server_wrote_is_stored_as_it_wrote_it(wal_site: Site, primary: PostgresServer) -> None:
+    with streaming(wal_site) as outcome:
         until(lambda: slot_lsn(primary))
         for _ in range(20):
             write(primary)
         written = wait_stored(primary)
-    assert compare(site, primary) >= written
+    assert compare(wal_site, primary) >= written
     assert outcome[0].gaps == [] and outcome[0].reconnects == 0
-    index = archive_of(site, primary).index()
+    index = archive_of(wal_site, primary).index()
     assert len(index.segments) >= 2 and len(index.pieces) <= 1
 
 
@@ -90,46 +72,50 @@ def test_into_s3_whole_segments_are_locked_and_pieces_go(
 
 
 def test_a_stream_that_is_told_to_stop_in_a_backlog_stops_there_and_loses_nothing(
-    site: Site, primary: PostgresServer
+    wal_site: Site, primary: PostgresServer
 ) -> None:
     primary.execute("SELECT pg_create_physical_replication_slot('recovery', true)")
     write(primary, rows=1_000_000)
     begun: list[Progress] = []
-    outcome = streams.stream(lambda: site.installation().source("app038"), stop=lambda: bool(begun), tick=begun.append)
+    outcome = streams.stream(
+        lambda: wal_site.installation().source("app038"), stop=lambda: bool(begun), tick=begun.append
+    )
     assert outcome.progress.stored == outcome.progress.received < current_lsn(primary) - SIZE
-    with streaming(site) as then:
+    with streaming(wal_site) as then:
         wait_stored(primary)
-    compare(site, primary)
+    compare(wal_site, primary)
     assert then[0].gaps == []
 
 
-def test_an_idle_systems_last_commit_is_stored_and_pieces_stay_few(site: Site, primary: PostgresServer) -> None:
-    site.system["wal"] = {"interval": "20ms"}
-    with streaming(site):
+def test_an_idle_systems_last_commit_is_stored_and_pieces_stay_few(wal_site: Site, primary: PostgresServer) -> None:
+    wal_site.system["wal"] = {"interval": "20ms"}
+    with streaming(wal_site):
         until(lambda: slot_lsn(primary))
         write(primary, rows=1)
         wait_stored(primary)
         for _ in range(40):
             write(primary, rows=1)
             wait_stored(primary)
-    assert compare(site, primary) >= current_lsn(primary) - 8192
-    index = archive_of(site, primary).index()
+    assert compare(wal_site, primary) >= current_lsn(primary) - 8192
+    index = archive_of(wal_site, primary).index()
     (pieces,) = [pieces for segment, pieces in index.pieces.items() if segment not in index.segments]
     assert len(pieces) <= 17
 
 
-def test_the_next_stream_goes_on_in_the_open_segment_and_proves_its_pieces(site: Site, primary: PostgresServer) -> None:
+def test_the_next_stream_goes_on_in_the_open_segment_and_proves_its_pieces(
+    wal_site: Site, primary: PostgresServer
+) -> None:
     for _ in range(3):
-        with streaming(site):
+        with streaming(wal_site):
             until(lambda: slot_lsn(primary))
             write(primary, rows=100)
             wait_stored(primary)
-        compare(site, primary)
+        compare(wal_site, primary)
     write(primary, rows=200_000)
-    with streaming(site) as outcome:
+    with streaming(wal_site) as outcome:
         wait_stored(primary)
-    compare(site, primary)
-    index = archive_of(site, primary).index()
+    compare(wal_site, primary)
+    index = archive_of(wal_site, primary).index()
     first = min(index.segments)
     assert [segment.number for segment in sorted(index.segments)] == list(
         range(first.number, first.number + len(index.segments))
@@ -137,9 +123,9 @@ def test_the_next_stream_goes_on_in_the_open_segment_and_proves_its_pieces(site:
     assert outcome[0].gaps == []
 
 
-def test_other_wal_under_a_segments_name_stops_the_stream_and_is_named(site: Site, primary: PostgresServer) -> None:
-    archive = archive_of(site, primary)
-    with pytest.raises(IntegrityError, match=r"other WAL under this name"), streaming(site):
+def test_other_wal_under_a_segments_name_stops_the_stream_and_is_named(wal_site: Site, primary: PostgresServer) -> None:
+    archive = archive_of(wal_site, primary)
+    with pytest.raises(IntegrityError, match=r"other WAL under this name"), streaming(wal_site):
         until(lambda: slot_lsn(primary))
         write(primary, rows=1)
         wait_stored(primary)
@@ -154,10 +140,10 @@ def _ended(server: PostgresServer) -> bool:
     return not server.execute("SELECT 1 FROM pg_stat_replication WHERE application_name = 'recovery'")
 
 
-def test_a_second_receiver_of_one_slot_is_told_that_there_is_one(site: Site, primary: PostgresServer) -> None:
-    with streaming(site):
+def test_a_second_receiver_of_one_slot_is_told_that_there_is_one(wal_site: Site, primary: PostgresServer) -> None:
+    with streaming(wal_site):
         until(lambda: not _ended(primary))
-        message = site.error("wal", "stream", "app038", "--for", "5s")
+        message = wal_site.error("wal", "stream", "app038", "--for", "5s")
     assert 'replication slot "recovery" is active for PID' in message and "another receiver streams" in message
 
 

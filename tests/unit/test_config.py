@@ -292,7 +292,7 @@ def test_a_duration_is_the_sum_of_its_parts(parts: list[tuple[int, str]]) -> Non
 def test_no_other_text_passes_as_a_duration(text: str) -> None:
     import re
 
-    if re.fullmatch(r"(\d+[smhd])+", text):
+    if re.fullmatch(r"(\d+(ms|[smhd]))+", text):
         return
     with pytest.raises(ConfigurationError):
         parse(put("postgres/app038/objectives/rto", text))

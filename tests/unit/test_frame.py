@@ -244,6 +244,8 @@ def test_only_the_drill_worker_holds_the_key_that_opens_backups() -> None:
 def test_no_worker_holds_another_ones_credentials() -> None:
     assert holders("APP038_BACKUP_PASSWORD") == {"airflow-worker-backup", "app038-postgres"}
     assert holders("APP038_DRILL_PASSWORD") == {"airflow-worker-drill", "app038-postgres"}
+    assert holders("APP038_CANARY_PASSWORD") == {"airflow-worker-backup", "app038-postgres"}
+    assert holders("APP038_VAULT_SHARES") == {"airflow-worker-drill"}
     assert holders("APP038_VAULT_SECRET_ID") == {"airflow-worker-backup", "openbao"}
     assert holders("APP038_POSTGRES_PASSWORD") == {"app038-postgres"}
     assert holders("STAGING_POSTGRES_PASSWORD") == {"airflow-worker-drill", "staging-postgres"}

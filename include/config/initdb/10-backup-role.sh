@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes the role that backups log in with, and the one that drills read with. The postgres image runs this once, when it creates the database cluster.
+# Makes the roles that backups log in with, drills read with, and the canary is written with. The postgres image runs this once, when it creates the database cluster.
 set -e
 
 # psql reads the password from the environment itself: as an argument it would show in the process list, and a statement
@@ -16,6 +16,9 @@ GRANT pg_read_all_data TO drill;
 ALTER ROLE backup SET lo_compat_privileges = on;
 ALTER ROLE drill SET lo_compat_privileges = on;
 ALTER ROLE drill SET default_transaction_read_only = on;
+\getenv password APP038_CANARY_PASSWORD
+CREATE ROLE canary LOGIN PASSWORD :'password' CONNECTION LIMIT 4;
+CREATE SCHEMA recovery AUTHORIZATION canary;
 SQL
 
 # The image's own line for `all` databases does not match replication connections (PostgreSQL, The pg_hba.conf File).

@@ -7,7 +7,10 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -17,8 +20,9 @@ from rich.console import Console
 
 from recovery import config
 from recovery.cli._run import ConfigFile, Identity, Json, Verbose, failed, run, size
-from recovery.errors import ConfigurationError
+from recovery.errors import ConfigurationError, PreconditionError
 from recovery.installation import Installation
+from recovery.postgres.wal import ahead as aheads
 from recovery.postgres.wal import audit as audits
 from recovery.postgres.wal import fetch as fetches
 from recovery.postgres.wal import stream as streams
@@ -136,6 +140,15 @@ def fetch(
     name: Name,
     file: Annotated[str, typer.Argument(metavar="%f", help="The file that the server asks for.")],
     path: Annotated[Path, typer.Argument(metavar="%p", help="Where it wants it.")],
+    ahead: Annotated[
+        int, typer.Option(min=1, max=128, help="How many segments to fetch in all when one has to be; 1: no others.")
+    ] = 8,
+    spool: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where the spool for those is made; otherwise the directory of temporary files."
+        ),
+    ] = None,
     config_file: ConfigFile = None,
     identity: Identity = None,
     verbose: Verbose = False,
@@ -146,26 +159,50 @@ def fetch(
     """
     # The server ends its commands with SIGTERM, and takes a death by it for no failure.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
+
+    @cache
+    def source() -> fetches.Source:
         installation = Installation(config.load(config_file), identity_file=identity)
-        found = fetches.fetch(
-            installation.store_of(name),
-            name,
-            file,
-            identities=installation.identities(),
-            pgdata=Path.cwd(),
-            patience_seconds=_PATIENCE_SECONDS,
-        )
-        if found is not None:
-            fetches.place(path, found)
+        return fetches.Source(installation.store_of(name), name, installation.identities(), Path.cwd())
+
+    try:
+        with _spool(name, ahead, spool or Path(os.environ.get("TMPDIR") or "/tmp")) as opened:
+            found = aheads.fetch(
+                source,
+                file,
+                path,
+                spool=opened,
+                ahead=ahead,
+                patience_seconds=_PATIENCE_SECONDS,
+                warn=_warn,
+            )
     except (Exception, KeyboardInterrupt) as problem:
         # Whatever it was, it is not the end of WAL: the server would open for writing, without what follows.
         print(f"error: {str(problem) or type(problem).__name__}", file=sys.stderr)
         if verbose:
             traceback.print_exc()
         raise typer.Exit(_STOP_RECOVERY) from None
-    if found is None:
+    if not found:
         raise typer.Exit(_NOT_HERE)
+
+
+@contextmanager
+def _spool(name: str, ahead: int, parent: Path) -> Iterator[aheads.Spool | None]:
+    """None where there is nothing to fetch ahead for, or where it cannot be: that is no reason to stop a recovery."""
+    pgdata = Path.cwd()
+    identifier = fetches.system_identifier(pgdata) if ahead > 1 else None
+    with ExitStack() as stack:
+        spool = None
+        if identifier is not None:
+            try:
+                spool = stack.enter_context(aheads.spool_of(parent, name, pgdata, identifier))
+            except PreconditionError as problem:
+                _warn(problem)
+        yield spool
+
+
+def _warn(problem: PreconditionError) -> None:
+    print(f"warning: {problem}", file=sys.stderr)
 
 
 class _Stop:

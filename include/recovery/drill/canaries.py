@@ -37,6 +37,9 @@ def check(connect: Connect, client: hvac.Client, options: KeyOptions, keys: Mapp
         found.append(_canaries(rows, client, keys))
     for column in options.columns:
         found.append(_column(connect, client, column, keys))
+    if not found:
+        detail = "neither a canary nor a column is configured: nothing shows that the two halves belong together"
+        found.append(Check("canaries", Verdict.UNKNOWN, detail))
     return found
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LEASES = "sys/raw/sys/expire/id/"
 # Vault's default user name: v-<who>-<role>-<random>-<unix time> (database secrets engine, username templating).
-_ISSUED = r"^v-.+-[A-Za-z0-9]{20}-\d{9,11}$"
+_ISSUED = r"v-.+-{role}-[A-Za-z0-9]{{20}}-\d{{9,11}}"
 _HOSTS = re.compile(r"//(?:[^/@]*@)?([^/?]+)")
 
 
@@ -37,15 +37,25 @@ class Loose:
 
 
 def reconcile(
-    session: psycopg.Connection[Any], client: hvac.Client, mounts: Sequence[Mount], source: Connection
+    session: psycopg.Connection[Any],
+    client: hvac.Client,
+    mounts: Sequence[Mount],
+    source: Connection,
+    *,
+    backup_role: str | None,
 ) -> list[Loose]:
     """Compare the roles of a restored server with the leases of a restored Vault's database engines.
 
     `source` is the server that was backed up: leases for other servers are passed over. A user name that an own
-    template made is found through its lease only.
+    template made is found through its lease only. `backup_role` is Vault's role of the backups' own logins: each is in
+    the backup that it took, and its lease was revoked at the end.
     """
     roles = {str(name) for (name,) in session.execute("SELECT rolname FROM pg_roles")}
-    issued = {name for name in roles if re.fullmatch(_ISSUED, name)}
+    issued = {name for name in roles if re.fullmatch(_ISSUED.format(role=".+"), name)}
+    if backup_role is not None:
+        # Vault cuts it to eight characters.
+        own = _ISSUED.format(role=re.escape(backup_role[:8]))
+        issued = {name for name in issued if not re.fullmatch(own, name)}
     leases = dict(_leases(client, [mount.path for mount in mounts if mount.type == "database"], source))
     return [
         *(

@@ -100,7 +100,10 @@ class Half:
         with record.phase("reconcile"), server.connect("postgres") as session:
             try:
                 source = self.installation.connection(settings.drill.source or settings.connection)
-                self.loose = reconcile.reconcile(session, self._client, self._server.mounts, source)
+                taken_by = settings.credentials.path.rpartition("/")[2] if settings.credentials else None
+                self.loose = reconcile.reconcile(
+                    session, self._client, self._server.mounts, source, backup_role=taken_by
+                )
             except RecoveryError as problem:
                 record.checks.append(Check("credentials", Verdict.UNKNOWN, str(problem)))
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from recovery.errors import RecoveryError
@@ -21,7 +21,7 @@ _AHEAD = 8
 
 def stream(
     store: ObjectStore, backup: Snapshot, identities: Sequence[Any], *, tick: Callable[[int], None] = lambda done: None
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, None]:
     """The snapshot piece by piece; `tick` gets the bytes fetched so far.
 
     Raises what unseal() raises, and IntegrityError: always before the last piece has been taken for the end, so that

@@ -6,14 +6,18 @@ replaced only when that is asked for, and one that the configuration names as pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import itertools
+import socket
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from recovery.connections import Connection
-from recovery.errors import ConfigurationError, PreconditionError, RecoveryError
+from recovery.errors import ConfigurationError, PreconditionError, RecoveryError, VaultError
 from recovery.installation import Installation
+from recovery.manifest import Seal
 from recovery.vault import apply, compare, content
 from recovery.vault.catalog import Snapshot
 from recovery.vault.session import addresses, client_of, errors_of, log_in
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
     import hvac
 
 Progress = Callable[[str, int, int | None], None]
+Pieces = Generator[bytes, None, None]
+
+_THROWAWAY = "the node is initialised with keys that nobody has: empty its storage before the next try"
+_SEALED = "the snapshot is in the node, which stays sealed until `operator unseal` is given its original shares"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +86,7 @@ def plan(
     """Look at the target, and say what a restore into it would do; raises VaultUnreachable, ConfigurationError."""
     (address,) = _single(target)
     client = client_of(address, target)
-    with errors_of(address):
-        status = client.seal_status
+    status = _status(client)
     fresh = not status["initialized"]
     found = backup.manifest.server
     name = _production(installation, address, str(status.get("cluster_id", "")), backup)
@@ -90,6 +97,8 @@ def plan(
         blocked.append("the node is in use: give --replace if all that it holds is to be lost")
     if _release(status["version"]) < _release(found.version):
         blocked.append(f"the node runs {status['version']}, and the snapshot is of {found.version}: upgrade the node")
+    if (active := _active_of(client, status)) is not None:
+        blocked.append(f"the node is a standby: name the active one, {active}")
     replaces = "" if fresh else _held(client, status)
     return Plan(backup=backup, target=address, replaces=replaces, production=name, blocked_by=tuple(blocked))
 
@@ -102,47 +111,109 @@ def run(
     *,
     progress: Progress = lambda what, done, expected: None,
 ) -> Restored:
-    """Restore as planned. Raises PreconditionError for a blocked plan, RestoreError when a step fails."""
+    """Restore as planned. Raises PreconditionError for a blocked plan, and RestoreError or what a step raises.
+
+    An error says what it leaves in a fresh node, or in one that the shares given do not open.
+    """
     if made.blocked_by:
         raise PreconditionError(made.blocked_by[0], where=made.target)
-    backup, settings = made.backup, installation.configuration.vault_system(made.backup.manifest.system)
+    seal = made.backup.manifest.server.seal
+    _require_enough(seal, escrowed)
+    backup = made.backup
     store, identities = installation.vault_store(backup.manifest.system), installation.identities()
     total = backup.object("snapshot").stored_bytes
 
-    def pieces() -> Any:
+    def pieces() -> Pieces:
         return content.stream(store, backup, identities, tick=lambda done: progress("restore", done, total))
 
-    client = client_of(made.target, target)
+    client, sealed = client_of(made.target, target), True
     if made.replaces:
         with log_in(replace(target, host=made.target)) as session:
-            _replace(session.client, pieces)
+            sealed = _replace(session.client, pieces)
     else:
-        client.token = apply.initialise(client, backup.manifest.server.seal)
-        apply.restore(client, pieces(), force=True)
-        apply.wait_applied(client)
-    progress("unseal", 0, None)
-    if backup.manifest.server.seal.type == "shamir":
-        apply.unseal(client, escrowed)
+        _fill(client, seal, pieces)
+    if sealed and seal.type == "shamir":
+        progress("unseal", 0, None)
+        with _leaving(_SEALED):
+            apply.unseal(client, escrowed)
     apply.wait_active(client)
-    return _checked(made, installation.connection(settings.connection))
+    return _checked(installation, made)
 
 
-def _replace(client: hvac.Client, pieces: Callable[[], Any]) -> None:
-    """Without force where the node's keys are those of the snapshot: then it need not be unsealed by others."""
+def _fill(client: hvac.Client, seal: Seal, pieces: Callable[[], Pieces]) -> None:
+    """Into a fresh node, whose own keys are thrown away."""
+    source = pieces()
+    # Before the node is touched: the object is there, and the identity opens it.
+    first = next(source)
+    with contextlib.closing(source), _leaving(_THROWAWAY):
+        client.token = apply.initialise(client, seal)
+        apply.restore(client, itertools.chain([first], source), force=True)
+        apply.wait_applied(client)
+
+
+def _replace(client: hvac.Client, pieces: Callable[[], Pieces]) -> bool:
+    """Without force where the keys of the node are the snapshot's: then it stays open. Returns whether it is sealed."""
     try:
         apply.restore(client, pieces(), force=False)
     except apply.SealMismatch:
         apply.restore(client, pieces(), force=True)
         apply.wait_applied(client)
+        return True
+    return False
 
 
-def _checked(made: Plan, connection: Connection) -> Restored:
-    """Compared as the backup identity: what it may read there it may read here, for its role came with the snapshot."""
+@contextlib.contextmanager
+def _leaving(words: str) -> Iterator[None]:
+    """What goes wrong inside says also what it leaves."""
     try:
-        with log_in(replace(connection, host=made.target)) as session:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(words) from None
+    except RecoveryError as problem:
+        remedy = "; ".join(filter(None, (problem.remedy, words)))
+        raise type(problem)(problem.what, where=problem.where, remedy=remedy) from None
+
+
+def _require_enough(seal: Seal, escrowed: Sequence[str]) -> None:
+    given = len(set(escrowed))
+    if seal.type == "shamir" and given < seal.threshold:
+        raise PreconditionError(
+            f"{given} different shares were given, and this snapshot needs {seal.threshold}",
+            remedy="give as many of the original shares as its threshold says; nothing has been touched",
+        )
+
+
+def _checked(installation: Installation, made: Plan) -> Restored:
+    """Compared as the backup identity: what it may read there it may read here, for its role came with the snapshot."""
+    settings = installation.configuration.vault_system(made.backup.manifest.system)
+    try:
+        connection = replace(installation.connection(settings.connection), host=made.target)
+        with log_in(connection) as session:
             return Restored(compare.compare(session.client, made.backup.manifest)[1])
     except RecoveryError as problem:
         return Restored({}, f"the restored node could not be compared with the manifest: {problem}")
+
+
+def _status(client: hvac.Client) -> dict[str, Any]:
+    import hvac.exceptions
+
+    with errors_of(client.url):
+        try:
+            status = client.seal_status
+        except hvac.exceptions.InvalidPath:
+            status = None
+    if not isinstance(status, dict) or not {"initialized", "sealed", "version"} <= status.keys():
+        raise VaultError("what answers there is no Vault", where=client.url, remedy="correct the address")
+    return status
+
+
+def _active_of(client: hvac.Client, status: dict[str, Any]) -> str | None:
+    """The address of the active node of the cluster that a standby follows."""
+    if status["sealed"] or not status["initialized"]:
+        return None
+    with errors_of(client.url):
+        found = client.sys.read_leader_status()
+    return None if found.get("is_self") or not found.get("ha_enabled") else str(found.get("leader_address"))
 
 
 def _single(target: Connection) -> list[str]:
@@ -158,17 +229,23 @@ def _production(installation: Installation, address: str, cluster_id: str, backu
     """The configured Vault that an address belongs to: by its address, or by the identity of its cluster."""
     if cluster_id and cluster_id == backup.manifest.server.cluster_id:
         return backup.manifest.system
+    wanted = _endpoints(address)
     for name, settings in installation.configuration.vault.items():
-        known = {_endpoint(each) for each in addresses(installation.connection(settings.connection))}
-        if _endpoint(address) in known:
-            return name
+        for known in addresses(installation.connection(settings.connection)):
+            if wanted & _endpoints(known):
+                return name
     return None
 
 
-def _endpoint(address: str) -> tuple[str, int]:
+def _endpoints(address: str) -> set[tuple[str, int]]:
+    """An address by its name and by every IP address of that: two names of one host have one in common."""
     parts = urlsplit(address)
-    host = (parts.hostname or "").lower()
-    return "127.0.0.1" if host == "localhost" else host, parts.port or (443 if parts.scheme == "https" else 80)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        found = []
+    return {(host, port), *((str(entry[4][0]), port) for entry in found)}
 
 
 def _held(client: hvac.Client, status: dict[str, Any]) -> str:
