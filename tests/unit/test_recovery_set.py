@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recovery import recovery_set
+from recovery.config import KeyOptions
+from recovery.drill import canaries
 from recovery.manifest import KeyVersions
+from recovery.repository.verify import Verdict
 from tests.vaults import BEGAN, snapshot
 
 KEY = "transit/app038"
@@ -92,3 +96,12 @@ def test_what_is_chosen_decrypts_every_row_and_nothing_better_was_there(
     best = after[0] if after else fitting[-1]
     assert found.snapshot is not None and found.snapshot.manifest.recovery_point == BEGAN + best * HOUR
     assert bool(found.risk) == (not after)
+
+
+def test_without_canary_and_column_nothing_is_known() -> None:
+    def nobody(*_: object) -> Any:
+        raise AssertionError("there is nothing to ask for")
+
+    (check,) = canaries.check(nobody, nobody, KeyOptions(vault="app038"), {})  # type: ignore[arg-type]
+    assert check.verdict is Verdict.UNKNOWN
+    assert check.detail.startswith("neither a canary nor a column is configured")
