@@ -539,7 +539,8 @@ def check(life: Life) -> None:
     for backup in life.databases:
         point, carried = backup.manifest.recovery_point, backup.manifest.key_versions
         before = recovery_set.choose(point, carried, snapshots)
-        assert recovery_set.choose(point, carried, entry.snapshots) == before
+        # Where none fits, the reason names the nearest that is there.
+        assert recovery_set.choose(point, carried, entry.snapshots).snapshot == before.snapshot
     physical = [backup.manifest.finished_at for backup in life.databases if backup.manifest.kind != "dump"]
     if life.streamed and physical:
         assert ids(*(each for each in snapshots if each.manifest.recovery_point >= min(physical))) <= left

@@ -46,10 +46,7 @@ def diff_(
         changes = diff.compare(old, new)
 
         def human(console: Console) -> None:
-            for change in changes:
-                console.print(f"{change.kind}: {change.path}", highlight=False, markup=False, soft_wrap=True)
-                for line in change.lines:
-                    console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+            console.print(diff.render(changes), end="", highlight=False, markup=False, soft_wrap=True)
             console.print(f"{first} to {second}: {len(changes)} files differ", highlight=False, soft_wrap=True)
 
         call.emit({"before": first, "after": second, "changes": [asdict(change) for change in changes]}, human)

@@ -29,7 +29,7 @@ class Record:
         finally:
             self.phases.append(Phase(name, round(time.monotonic() - begun, 3)))
 
-    def check(self, name: str, problems: list[str], fine: str, *, otherwise: Verdict = Verdict.FAILED) -> None:
-        """A check that is ok without problems, and `otherwise` with them."""
-        verdict = otherwise if problems else Verdict.OK
+    def check(self, name: str, problems: list[str], fine: str) -> None:
+        """A check that failed with problems, and is ok without."""
+        verdict = Verdict.FAILED if problems else Verdict.OK
         self.checks.append(Check(name, verdict, "; ".join(problems) or fine))

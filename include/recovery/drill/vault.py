@@ -148,7 +148,11 @@ class Half:
 
     def _check(self, client: hvac.Client, snapshot: Snapshot, record: Record) -> None:
         with record.phase("vault checks"):
-            self._server, found = compare.compare(client, snapshot.manifest)
+            try:
+                self._server, found = compare.compare(client, snapshot.manifest)
+            except RecoveryError as problem:
+                record.checks.append(Check("vault checks", Verdict.UNKNOWN, f"the Vault's half: {problem}"))
+                return
             for name, problems in found.items():
                 record.check(f"vault {name}", problems, "as backed up")
 
