@@ -12,7 +12,7 @@ _HERE = Path(__file__).parent
 _RESULTS = _HERE / "results"
 _README = _HERE / "README.md"
 _BEGIN, _END = "<!-- results: written by `make bench` -->\n", "<!-- end of results -->\n"
-_ORDER = ("local", "s3", "memory", "restore", "parse", "incremental", "chain", "wal-backlog", "recovery-point")
+_ORDER = ("local", "s3", "memory", "restore", "parse", "incremental", "chain", "wal-backlog", "recovery-point", "vault")
 
 
 def machine() -> str:
