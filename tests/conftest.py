@@ -18,6 +18,7 @@ from lab.bao import OpenBao
 from lab.bao_cluster import OpenBaoCluster
 from lab.objectstore import SeaweedFS
 from lab.postgres import PostgresServer
+from tests.ahead import Fetching, Switched, switched_wal
 from tests.support import Site, make_site, new_folder, s3_connection
 from tests.wal import Stored, new_server, new_site, stored_wal
 
@@ -238,3 +239,16 @@ def signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def switched(objects: SeaweedFS) -> Iterator[Switched]:
+    with switched_wal(objects, s3_repository(bucket="plain", locked=False)) as made:
+        yield made
+
+
+@pytest.fixture
+def fetching(switched: Switched, folder: Path) -> Iterator[Fetching]:
+    connections = dict(switched.site.connections)
+    yield Fetching(switched, folder)
+    switched.site.connections = connections

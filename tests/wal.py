@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lab.objectstore import SeaweedFS
 from lab.postgres import SUPERUSER, PostgresServer
-from lab.users import make_directory
+from lab.users import blocking_directory, make_directory, service_user
 from recovery.postgres.wal import stream as streams
 from recovery.postgres.wal.archive import Archive
 from recovery.postgres.wal.positions import parse_lsn
@@ -183,6 +187,24 @@ class Stored:
         message = self.site.error(*arguments, expect=126, directory=self.pgdata)
         assert not path.exists()
         return message
+
+
+def restore_command(site: Site, folder: Path, *options: object, first: str = "") -> str:
+    """`recovery wal fetch` for the user who runs PostgreSQL; `first` is a line of shell that runs before each call."""
+    user = service_user()
+    if user is not None and blocking_directory(Path(sys.executable), user):
+        pytest.skip(f"{user.name}, who runs PostgreSQL here, cannot enter the virtual environment")
+    script = folder / "fetch.sh"
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in site.environment.items())
+    command = shlex.join(site.argv("wal", "fetch", "app038", *options))
+    script.write_text(f'{exports}{first}\nexec {command} "$1" "$2"\n')
+    return f"sh {script} %f %p"
+
+
+def configure(pgdata: Path, **settings: str) -> None:
+    """Of a restored data directory: what it is to recover from, with no target unless one is given."""
+    with (pgdata / "postgresql.auto.conf").open("a") as file:
+        file.write("".join(f"{name} = '{value}'\n" for name, value in ({"recovery_target": ""} | settings).items()))
 
 
 @contextmanager

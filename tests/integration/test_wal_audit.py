@@ -6,10 +6,7 @@ from datetime import UTC, datetime
 
 from recovery.postgres.wal.positions import format_lsn, parse_lsn
 from tests.support import Site
-from tests.wal import (
-    Stored,
-    archive_of,
-)
+from tests.wal import Stored, archive_of
 
 
 def test_an_audit_for_people_shows_windows_and_findings(stored: Stored) -> None:

@@ -14,12 +14,7 @@ import pytest
 
 from lab.postgres import PostgresServer
 from tests.support import Site
-from tests.wal import (
-    slot_lsn,
-    streaming,
-    until,
-    wait_stored,
-)
+from tests.wal import slot_lsn, streaming, until, wait_stored
 
 
 @pytest.mark.parametrize("commits", [True, False])

@@ -9,17 +9,7 @@ import psycopg
 from lab.postgres import SUPERUSER, PostgresServer
 from tests.conftest import directory_repository
 from tests.support import Site
-from tests.wal import (
-    all_slots_in_use,
-    new_server,
-    new_site,
-    point_at,
-    slot_lsn,
-    streaming,
-    until,
-    wait_stored,
-    write,
-)
+from tests.wal import all_slots_in_use, new_server, new_site, point_at, slot_lsn, streaming, until, wait_stored, write
 
 
 def checked(site: Site, *, expect: int) -> tuple[str, str]:

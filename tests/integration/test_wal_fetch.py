@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,18 +14,13 @@ import pytest
 from lab.objectstore import SeaweedFS
 from lab.ports import LOOPBACK, free_port
 from lab.postgres import PostgresServer
-from lab.users import blocking_directory
 from recovery.cli import _wal
 from recovery.postgres.wal import fetch as fetches
 from recovery.postgres.wal.positions import Segment
 from tests.conftest import directory_repository
 from tests.proxy import Proxy
 from tests.support import make_site, s3_connection
-from tests.wal import (
-    Stored,
-    archive_of,
-    until,
-)
+from tests.wal import Stored, archive_of, configure, restore_command, until
 
 pytestmark = pytest.mark.usefixtures("signals")
 
@@ -126,7 +119,7 @@ def test_a_rotten_segment_stops_recovery(stored: Stored) -> None:
 
 
 def test_a_file_that_cannot_be_written_stops_recovery_and_is_not_the_end_of_wal(stored: Stored) -> None:
-    arguments = ("wal", "fetch", "app038", stored.segment, "pg_wal/nowhere/RECOVERYXLOG")
+    arguments = ("wal", "fetch", "app038", stored.segment, "pg_wal/nowhere/RECOVERYXLOG", "--ahead", "1")
     assert "No such file or directory" in stored.site.error(*arguments, expect=126, directory=stored.pgdata)
 
 
@@ -160,22 +153,9 @@ def test_outside_a_data_directory_the_only_cluster_is_meant_and_of_two_none(stor
 
 def test_postgresql_recovers_with_it_to_the_last_commit(stored: Stored, folder: Path) -> None:
     target = folder / "pgdata"
-    user = stored.server.user
-    if user is not None and blocking_directory(Path(sys.executable), user):
-        pytest.skip(f"{user.name}, who runs PostgreSQL here, cannot enter the virtual environment")
     (full,) = stored.site.catalog().backups
     stored.site.run("restore", "postgres", "app038", "--to", full.id, "--pgdata", target)
-    script = folder / "fetch.sh"
-    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in stored.site.environment.items())
-    command = shlex.join(stored.site.argv("wal", "fetch", "app038"))
-    script.write_text(f'{exports}exec {command} "$1" "$2"\n')
-    settings = {
-        "restore_command": f"sh {script} %f %p",
-        "recovery_target": "",
-        "recovery_target_timeline": "current",
-    }
-    with (target / "postgresql.auto.conf").open("a") as file:
-        file.write("".join(f"{name} = '{value}'\n" for name, value in settings.items()))
+    configure(target, restore_command=restore_command(stored.site, folder), recovery_target_timeline="current")
     with PostgresServer(target, name="recovered", passwords=stored.server.passwords) as recovered:
         until(lambda: not recovered.execute("SELECT pg_is_in_recovery()")[0][0], seconds=60)
         assert recovered.execute("SELECT count(*) FROM load") == [(stored.rows,)]

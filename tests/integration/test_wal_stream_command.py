@@ -16,15 +16,7 @@ from lab.postgres import PostgresServer
 from recovery.postgres.wal.positions import format_lsn
 from tests.conftest import s3_repository
 from tests.support import Site, s3_connection
-from tests.wal import (
-    all_slots_in_use,
-    compare,
-    current_lsn,
-    new_site,
-    slot_lsn,
-    until,
-    write,
-)
+from tests.wal import all_slots_in_use, compare, current_lsn, new_site, slot_lsn, until, write
 
 pytestmark = pytest.mark.usefixtures("signals")
 

@@ -55,7 +55,7 @@ def fetch(
         found = source().read(file, patience_seconds=patience_seconds)
         if found is None:
             return False
-        place(path, found.data)
+        _place(path, found.data, spool)
         size = len(found.data) if found.whole else None
     if spool is not None and size is not None:
         try:
@@ -67,6 +67,17 @@ def fetch(
             # The file is where it was wanted: a store that fails from here on is told of by the call that needs it.
             return True
     return True
+
+
+def _place(path: Path, data: bytes, spool: Spool | None) -> None:
+    try:
+        place(path, data)
+    except OSError as problem:
+        if spool is None or problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # The room that is missing may be the spool's.
+        spool.clear()
+        place(path, data)
 
 
 def _following(file: str, size: int, count: int) -> dict[str, Segment]:
@@ -134,7 +145,9 @@ class Spool:
         left then is of no more use, and goes.
         """
         if Segment.parse(file, _ANY_SIZE) is None:
-            self._remove()
+            self.clear()
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
             return None
         size = self._size(file)
         if size is None:
@@ -147,6 +160,10 @@ class Spool:
                 raise
             return self._copy(file, path)
         return size
+
+    def clear(self) -> None:
+        for name in self._names():
+            self._delete(name)
 
     def keep(self, following: Mapping[str, Segment]) -> list[Segment]:
         """Remove everything else. What of it is to be fetched: nothing while the first of them is here."""
@@ -209,12 +226,6 @@ class Spool:
     def _delete(self, name: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name, dir_fd=self._handle)
-
-    def _remove(self) -> None:
-        with contextlib.suppress(OSError):
-            for name in self._names():
-                self._delete(name)
-            self.folder.rmdir()
 
 
 def _read_side_by_side(
